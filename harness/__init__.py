@@ -1,0 +1,1 @@
+"""The engine: cells, workers, probes, store, executors, command line. Knows no spiking mathematics."""

@@ -1,0 +1,5 @@
+"""``python -m harness`` is ``snnbench``."""
+
+from harness.cli import main
+
+main()

@@ -1,0 +1,242 @@
+"""From a spec to live objects: model, data, objective, optimizer, and the step that trains."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from harness import registry
+from harness.contracts import (
+    DataInfo,
+    DataSource,
+    DataSplits,
+    Loss,
+    Method,
+    StagedModel,
+    StepOutput,
+    Unavailable,
+    Unsupported,
+    reset_states,
+)
+from harness.spec import CellSpec, LossSpec, Precision, Recipe
+
+# torch says at every import that Triton is absent; `snnbench doctor` tells it once.
+logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+
+Batch = tuple[Tensor, Tensor]
+
+DATA_SEED_OFFSET = 1_000_003
+"""Keeps the order of the data apart from the initial weights, which draw from ``seed`` itself."""
+
+
+@dataclass(frozen=True)
+class Precise:
+    """How a precision runs: autocast's dtype, and whether gradients need scaling."""
+
+    autocast: torch.dtype | None
+    scaled: bool = False
+    tf32: bool = False
+
+
+PRECISIONS: dict[Precision, Precise] = {
+    "fp32": Precise(None),
+    "tf32": Precise(None, tf32=True),
+    "amp-bf16": Precise(torch.bfloat16),
+    "amp-fp16": Precise(torch.float16, scaled=True),
+}
+
+
+def make_loss(spec: LossSpec) -> Loss:
+    """The cell's objective."""
+    if spec.criterion == "cross_entropy":
+        return Loss(spec.kind, nn.CrossEntropyLoss(label_smoothing=spec.label_smoothing))
+    return Loss(spec.kind, _one_hot_mse)
+
+
+def _one_hot_mse(logits: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.mse_loss(logits, nn.functional.one_hot(target, logits.shape[-1]).to(logits.dtype))
+
+
+def make_optimizer(recipe: Recipe, model: nn.Module, device: str) -> torch.optim.Optimizer:
+    """The recipe's optimizer. ``foreach`` is set explicitly: torch's default differs by device, and it costs memory."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    foreach = device == "cuda"
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, foreach=foreach
+        )
+    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, recipe.lr, weight_decay=recipe.weight_decay, foreach=foreach)
+
+
+def data_source(spec: CellSpec) -> DataSource:
+    """The cell's data set."""
+    return registry.create("datasets", spec.data)
+
+
+def build_model(spec: CellSpec, info: DataInfo) -> StagedModel:
+    """The model with the initial weights that every method of this seed starts from."""
+    # A prediction's fake mode is off while the model is built: initialisers look at values.
+    with unset_fake_temporarily():
+        torch.manual_seed(spec.seed)
+        model: StagedModel = registry.create("models", spec.model).build(info.sample, info.classes)
+        return model.to(spec.device)
+
+
+def build_method(spec: CellSpec, name: str | None = None) -> Method:
+    """The cell's method, or the one called ``name`` with its default options."""
+    ref = spec.method if name is None else registry.complete("methods", name, {}, where="baseline")
+    method: Method = registry.create("methods", ref)
+    return method
+
+
+def collate(items: list[tuple[Tensor, Any]]) -> Batch:
+    """Items ``(x [T, ...], y)`` to a batch ``(x [T, N, ...], y [N])``, contiguous."""
+    return torch.stack([x for x, _ in items], dim=1), torch.as_tensor([y for _, y in items])
+
+
+def loader(dataset: Any, spec: CellSpec, train: bool) -> torch.utils.data.DataLoader[Batch]:
+    """Batches of a split; shuffled from the cell's seed when training. A last, smaller training batch is dropped."""
+    order = torch.Generator().manual_seed(spec.seed + DATA_SEED_OFFSET)
+    return torch.utils.data.DataLoader(
+        dataset, batch_size=spec.batch, shuffle=train, drop_last=train, collate_fn=collate, generator=order
+    )
+
+
+def first_batch(splits: DataSplits, spec: CellSpec) -> Batch:
+    """The training batch that fidelity, memory and time are measured on."""
+    x, y = next(iter(loader(splits.train, spec, train=True)))
+    return x.to(spec.device), y.to(spec.device)
+
+
+def synthetic_batch(info: DataInfo, spec: CellSpec) -> Batch:
+    """Uniform noise and random labels of the data's shape."""
+    draw = torch.Generator().manual_seed(spec.seed + DATA_SEED_OFFSET)
+    x = torch.rand((spec.T, spec.batch, *info.sample), generator=draw)
+    return x.to(spec.device), torch.randint(info.classes, (spec.batch,), generator=draw).to(spec.device)
+
+
+@contextlib.contextmanager
+def precision(spec: CellSpec) -> Iterator[None]:
+    """TF32 switches and autocast of the cell's precision."""
+    how = PRECISIONS[spec.precision]
+    torch.backends.cuda.matmul.allow_tf32 = how.tf32
+    torch.backends.cudnn.allow_tf32 = how.tf32
+    with torch.autocast(spec.device, dtype=how.autocast, enabled=how.autocast is not None):
+        yield
+
+
+class Trainer:
+    """A prepared model with its method, objective, optimizer and gradient scaler: everything one step needs.
+
+    Args:
+        spec: the cell.
+        method: computes the gradients.
+        model: prepared by ``method``.
+    """
+
+    def __init__(self, spec: CellSpec, method: Method, model: StagedModel) -> None:
+        self.spec, self.method, self.model = spec, method, model
+        self.loss = make_loss(spec.loss)
+        self.optimizer = make_optimizer(spec.recipe, model, spec.device)
+        if PRECISIONS[spec.precision].scaled:
+            self.loss.scaler = torch.amp.GradScaler(spec.device)
+
+    def step(self, x: Tensor, y: Tensor) -> StepOutput:
+        """One training step: states reset, forward, backward, optimizer, gradients cleared."""
+        reset_states(self.model)
+        with precision(self.spec):
+            return self.method.step(self.model, x, y, self.loss, self.update)
+
+    def update(self) -> None:
+        """Step the optimizer and clear the gradients."""
+        scaler, clip = self.loss.scaler, self.spec.recipe.clip_grad_norm
+        if clip is not None:
+            if scaler is not None:
+                scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), clip, foreach=self.spec.device == "cuda")
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
+            scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the phases of a cell share.
+
+    Args:
+        spec: the cell.
+        info: the data's shape.
+        batch: the batch that is measured on.
+        splits: the data, or None where it is absent or only predicted.
+        convert: applied to every freshly built model; a prediction makes it fake here.
+    """
+
+    spec: CellSpec
+    info: DataInfo
+    batch: Batch
+    splits: DataSplits | None = None
+    convert: Callable[[StagedModel], StagedModel] = lambda model: model
+
+    def prepared(self, method: Method) -> StagedModel:
+        """A model with the seed's initial weights, rewritten by ``method`` for training.
+
+        Raises:
+            Unsupported: the method cannot train it.
+        """
+        model, loss = self.convert(build_model(self.spec, self.info)), make_loss(self.spec.loss)
+        reason = method.supports(model, loss)
+        if reason is not None:
+            raise Unsupported(reason)
+        return method.prepare(model.train(), self.batch[0], loss)
+
+    def trainer(self, method: Method | None = None) -> Trainer:
+        """A fresh trainer with the seed's initial weights."""
+        method = method or build_method(self.spec)
+        return Trainer(self.spec, method, self.prepared(method))
+
+    def plain(self) -> nn.Module:
+        """The model that BPTT would train and that is evaluated, in multi-step mode.
+
+        For a method that leaves the model the same, that is the model as built: nothing the method did to it may show.
+        For one that changes it, prepared and finished.
+        """
+        method = build_method(self.spec)
+        if method.model == "same":
+            return self.convert(build_model(self.spec, self.info))
+        return method.finish(self.prepared(method))
+
+
+def open_bench(spec: CellSpec) -> tuple[Bench, dict[str, Any]]:
+    """The bench on real data, or on declared synthetic input where the data is absent; and what a record says of it."""
+    source = data_source(spec)
+    info = source.info()
+    try:
+        splits = source.load(spec.T)
+    except Unavailable as error:
+        facts = {"synthetic": True, "reason": str(error), "sha256": None}
+        return Bench(spec, info, synthetic_batch(info, spec)), facts
+    return Bench(spec, info, first_batch(splits, spec), splits), {
+        "synthetic": False, "sha256": splits.sha256, **splits.details,
+    }  # fmt: skip
+
+
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Load ``source``'s weights into ``target``, which may lack ``source``'s auxiliaries.
+
+    Raises:
+        RuntimeError: ``target`` has keys that ``source`` lacks: the method changed the state_dict's keys.
+    """
+    state = source.state_dict()
+    wanted = target.state_dict().keys()
+    target.load_state_dict({key: value for key, value in state.items() if key in wanted}, strict=True)

@@ -1,0 +1,1 @@
+"""Ways to run cells: each takes :class:`~harness.executors.job.Job` s and yields how their processes ended."""

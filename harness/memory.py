@@ -1,0 +1,130 @@
+"""Memory phase: one settled training step under the ledger, and beside it what allocators and the process say.
+
+Measured and predicted cells take the same path; a prediction runs it on fake tensors.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from typing import Any
+
+from harness import cuda
+from harness.build import Bench, Trainer, build_method
+from harness.contracts import reset_states
+from harness.host import HostPeak
+from harness.ledger import Ledger, LedgerReport
+from harness.record import Memory, ModuleBytes, Split
+from harness.store.series import thin
+
+TIMELINE_POINTS = 1_000
+"""Points of the timeline that stay in the record; the whole one goes into the series file."""
+COUNTED = ("peak_live_bytes", "split", "peak_activation_bytes", "saved_bytes", "static_bytes")
+"""Fields that the ledger alone can fill."""
+SETTLING_STEPS = 1
+"""Steps before the tracked one: after it the optimizer's state exists."""
+
+
+def measure(bench: Bench, plan: dict[str, object] | None = None) -> tuple[Memory, LedgerReport | None, Trainer]:
+    """The memory block of a cell.
+
+    Args:
+        bench: the cell; its batch may be fake.
+        plan: a real run's decisions for the method to replay.
+
+    Returns:
+        The block, the ledger's whole report (None for a method that it cannot count), and the trainer (whose method
+        tells its plan).
+    """
+    spec = bench.spec
+    method = build_method(spec)
+    if plan is not None:
+        method.replay(plan)
+    begin = time.perf_counter()
+    trainer = bench.trainer(method)
+    plan_seconds = time.perf_counter() - begin
+    report = track(trainer, bench) if method.ledger is None else None
+    if report is None and not spec.predicted:
+        _settle(trainer, bench)
+    peaks, host = _untracked(trainer, bench)
+    reasons = dict(peaks.reasons)
+    if report is None:
+        reasons |= dict.fromkeys(COUNTED, str(method.ledger))
+    elif report.saved_bytes is None:
+        reasons["saved_bytes"] = "the step ran no backward"
+    if host.bytes is None:
+        reasons["host_peak_bytes"] = host.reason or "not measured"
+    return _block(report, peaks, host, spec.device, plan_seconds, reasons), report, trainer
+
+
+def track(trainer: Trainer, bench: Bench) -> LedgerReport:
+    """The ledger's report of one settled training step."""
+    x, y = bench.batch
+    _settle(trainer, bench)
+    gc.collect()
+    ledger = Ledger(trainer.model, bench.spec.device)
+    ledger.register("inputs", [x, y])
+    ledger.register_optimizer(trainer.optimizer)
+    trainer.loss.on_logits = ledger.mark_output
+    # Membranes of the settling step would be freed inside the tracked one.
+    reset_states(trainer.model)
+    try:
+        with ledger:
+            trainer.step(x, y)
+    finally:
+        trainer.loss.on_logits = None
+    return ledger.report()
+
+
+def _settle(trainer: Trainer, bench: Bench) -> None:
+    for _ in range(SETTLING_STEPS):
+        trainer.step(*bench.batch)
+
+
+def _untracked(trainer: Trainer, bench: Bench) -> tuple[cuda.CudaPeaks, HostPeak]:
+    """One more step without the ledger, for the allocator and the process."""
+    host = HostPeak()
+    if bench.spec.predicted:
+        host.reason = "predicted: nothing ran"
+        names = ("cuda_allocated_bytes", "cuda_reserved_bytes", "cuda_requested_bytes", "nvml_process_bytes")
+        return cuda.CudaPeaks(reasons=dict.fromkeys(names, "predicted: nothing ran")), host
+    gc.collect()
+    with cuda.peaks(bench.spec.device) as peaks, host:
+        trainer.step(*bench.batch)
+    return peaks, host
+
+
+def _block(
+    report: LedgerReport | None,
+    peaks: cuda.CudaPeaks,
+    host: HostPeak,
+    device: str,
+    plan_seconds: float,
+    reasons: dict[str, str],
+) -> Memory:
+    return Memory(
+        **_counted(report),
+        host_peak_bytes=host.bytes,
+        cuda_allocated_bytes=peaks.allocated,
+        cuda_reserved_bytes=peaks.reserved,
+        cuda_requested_bytes=peaks.requested,
+        nvml_process_bytes=peaks.process,
+        kernel_path=cuda.kernel_path(device),
+        plan_seconds=plan_seconds,
+        reasons=reasons,
+    )
+
+
+def _counted(report: LedgerReport | None) -> dict[str, Any]:
+    if report is None:
+        return dict.fromkeys(COUNTED) | {"by_module": [], "timeline": [], "events": 0}
+    return {
+        "peak_live_bytes": report.peak_bytes,
+        "split": Split(**report.split),
+        "peak_activation_bytes": report.activation_bytes,
+        "saved_bytes": report.saved_bytes,
+        "static_bytes": report.static_bytes,
+        "by_module": [ModuleBytes(module=m, origin=o, bytes=b) for m, o, b in report.by_module],
+        "timeline": thin(list(enumerate(report.timeline)), TIMELINE_POINTS),
+        "events": len(report.timeline),
+    }

@@ -1,0 +1,143 @@
+"""Train phase: the profile's epochs, loss and accuracy after each; the final epoch counts, never the best."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.build import Bench, Trainer, copy_weights, loader, make_loss, precision
+from harness.contracts import reset_states
+from harness.record import Epoch, Training
+
+
+class DivergedError(Exception):
+    """The loss became NaN or infinite; ``block`` holds the epochs before."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(f"the training loss is not finite in epoch {epoch}")
+        self.block: Training | None = None
+
+
+def measure(bench: Bench) -> tuple[Training, Trainer]:
+    """Train from the seed's initial weights.
+
+    Returns:
+        The training block, and the trainer with the final weights.
+
+    Raises:
+        DivergedError: the loss is not finite.
+        ValueError: the data was not loaded.
+    """
+    spec, splits = bench.spec, bench.splits
+    if splits is None:
+        raise ValueError("training needs data")
+    trainer, plain = bench.trainer(), bench.plain()
+    batches = loader(splits.train, spec, train=True)
+    if len(batches) == 0:
+        raise ValueError(f"batch {spec.batch} is larger than the training split ({_size(splits.train)} samples)")
+    rate = _schedule(trainer, spec.recipe.epochs * len(batches))
+    # Dropout and augmentation draw from the same numbers for every method of a seed.
+    torch.manual_seed(spec.seed)
+    begin, epochs = time.perf_counter(), list[Epoch]()
+    try:
+        for number in range(1, spec.recipe.epochs + 1):
+            epochs.append(_epoch(number, trainer, plain, bench, batches, rate))
+    except DivergedError as error:
+        error.block = _block(bench, epochs, None, time.perf_counter() - begin, len(batches))
+        raise
+    return _block(bench, epochs, plain, time.perf_counter() - begin, len(batches)), trainer
+
+
+def evaluate(bench: Bench, plain: nn.Module) -> tuple[float, float]:
+    """Loss and accuracy of the test split; dropout off, running statistics."""
+    assert bench.splits is not None
+    plain.eval()
+    loss, correct, seen = 0.0, 0, 0
+    criterion = make_loss(bench.spec.loss)
+    with torch.no_grad(), precision(bench.spec):
+        for x, y in loader(bench.splits.test, bench.spec, train=False):
+            x, y = x.to(bench.spec.device), y.to(bench.spec.device)
+            reset_states(plain)
+            logits = plain(x)
+            loss += float(criterion(logits, y)) * len(y)
+            correct += int((logits.float().mean(0).argmax(-1) == y).sum())
+            seen += len(y)
+    reset_states(plain)
+    return loss / seen, correct / seen
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Hash of all weights and buffers, in the order of the state_dict."""
+    whole = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        whole.update(name.encode())
+        whole.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
+
+
+def _epoch(
+    number: int,
+    trainer: Trainer,
+    plain: nn.Module,
+    bench: Bench,
+    batches: Any,
+    rate: torch.optim.lr_scheduler.LRScheduler,
+) -> Epoch:
+    begin, total, correct, seen = time.perf_counter(), 0.0, 0, 0
+    for x, y in _on(bench.spec.device, batches):
+        out = trainer.step(x, y)
+        rate.step()
+        total += float(out.loss) * len(y)
+        correct += int((out.logits.argmax(-1) == y).sum())
+        seen += len(y)
+    seconds = time.perf_counter() - begin
+    if not math.isfinite(total):
+        raise DivergedError(number)
+    copy_weights(trainer.model, plain)
+    test_loss, test_accuracy = evaluate(bench, plain)
+    return Epoch(
+        epoch=number,
+        train_loss=total / seen,
+        train_accuracy=correct / seen,
+        test_loss=test_loss,
+        test_accuracy=test_accuracy,
+        seconds=seconds,
+    )
+
+
+def _schedule(trainer: Trainer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    optimizer, kind = trainer.optimizer, trainer.spec.recipe.schedule
+    if kind == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+def _on(device: str, batches: Any) -> Iterator[Any]:
+    for x, y in batches:
+        yield x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+
+
+def _size(dataset: Any) -> int:
+    return len(dataset)
+
+
+def _block(bench: Bench, epochs: list[Epoch], plain: nn.Module | None, seconds: float, steps: int) -> Training:
+    """The training block; ``plain`` is None where training diverged, and there is no final model."""
+    assert bench.splits is not None
+    reason = "training diverged"
+    return Training(
+        epochs=epochs,
+        final_test_accuracy=None if plain is None else epochs[-1].test_accuracy,
+        seconds=seconds,
+        steps=steps * len(epochs),
+        train_samples=_size(bench.splits.train),
+        test_samples=_size(bench.splits.test),
+        weights_sha256=None if plain is None else weights_sha256(plain),
+        reasons={} if plain is not None else {"final_test_accuracy": reason, "weights_sha256": reason},
+    )

@@ -1,0 +1,1 @@
+"""Neurons and packed operators that run over a whole sequence at once."""

@@ -1,0 +1,1 @@
+"""Data sets; files are read in ``prepare`` and ``load`` only."""

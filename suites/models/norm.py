@@ -1,0 +1,90 @@
+"""Normalisation layers, one class per mode, and scaled weight standardisation.
+
+The two batch normalisations share their state_dict keys.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from spikingjelly.activation_based import layer
+from torch import Tensor, nn
+
+from harness.contracts import Options
+
+BatchNormMode = Literal["over_time", "per_step", "none"]
+NormMode = Literal[BatchNormMode, "weight_standardised"]
+
+# 1 / sqrt(p (1 - p)), p = P(x >= 1) = 0.159 for a normal x: spikes of a standard normal input get variance 1.
+# OTTT (Xiao et al., NeurIPS 2022), models/spiking_vgg.py; SpikingJelly 2.0, model/spiking_vggws_ottt.py.
+SPIKE_SCALE = 2.74
+
+
+class NormOptions(Options):
+    """Which statistics batch normalisation uses.
+
+    Attributes:
+        norm: ``over_time``: over T x N, SpikingJelly's multi-step default; ``per_step``: over N at every time step, as
+            online methods need; ``weight_standardised``: none of activations; the weights of each output channel are
+            standardised and have a learnt gain, and spikes are multiplied by 2.74; ``none``: no normalisation.
+    """
+
+    norm: NormMode = "over_time"
+
+
+class PerStepBatchNorm2d(layer.BatchNorm2d):
+    """Batch normalisation with the statistics of each time step.
+
+    In multi-step mode it does what single-step mode does over a loop of T steps: the statistics of a step come from its
+    N samples, and the running statistics are updated T times. SLTT and other online rules train under this mode
+    (Meng et al., ICCV 2023).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, N, C, H, W]`` to the same shape; ``[N, C, H, W]`` in single-step mode."""
+        if self.step_mode == "s":
+            return self.super_forward(x)
+        if x.dim() != 5:
+            raise ValueError(f"expected x with shape [T, N, C, H, W], but got {tuple(x.shape)}")
+        return torch.stack([self.super_forward(step) for step in x.unbind(0)])
+
+
+class Scale(nn.Module):
+    """Multiplies by a constant, in either step mode."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape, to the same."""
+        return x * self.factor
+
+    def extra_repr(self) -> str:
+        """The factor."""
+        return f"{self.factor}"
+
+
+def make_conv(inputs: int, outputs: int, mode: NormMode, *, bias: bool) -> nn.Module:
+    """3x3 convolution in multi-step mode, with the weights' normalisation."""
+    kind = layer.WSConv2d if mode == "weight_standardised" else layer.Conv2d
+    return kind(inputs, outputs, kernel_size=3, padding=1, bias=bias, step_mode="m")
+
+
+def after_neuron(mode: NormMode) -> list[nn.Module]:
+    """What a mode asks for between a neuron and what follows."""
+    return [Scale(SPIKE_SCALE)] if mode == "weight_standardised" else []
+
+
+def make_norm(channels: int, mode: NormMode) -> nn.Module:
+    """A normalisation layer in multi-step mode.
+
+    Args:
+        channels: number of channels ``C`` of its input ``[T, N, C, H, W]``.
+        mode: as in :class:`NormOptions`.
+    """
+    if mode in ("none", "weight_standardised"):
+        return nn.Identity()
+    kind = PerStepBatchNorm2d if mode == "per_step" else layer.BatchNorm2d
+    return kind(channels, step_mode="m")

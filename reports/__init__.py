@@ -1,0 +1,1 @@
+"""Records to tables, figures and offline HTML pages; reads stores and runs nothing."""

@@ -1,0 +1,59 @@
+"""Short names: of a plugin's options, only those that vary on the page."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Literal
+
+from harness.spec import CellSpec, Ref
+
+Kind = Literal["method", "model", "data"]
+KINDS: tuple[Kind, ...] = ("method", "model", "data")
+
+
+class Labels:
+    """Names methods, models and data sets as briefly as the other names on the page allow.
+
+    A plugin that occurs with one set of options is called by its name; where several occur, the options that differ
+    are added, so that labels stay unique.
+
+    Args:
+        specs: the specs of everything on the page.
+    """
+
+    def __init__(self, specs: Iterable[CellSpec]) -> None:
+        seen: dict[tuple[Kind, str], dict[str, Ref]] = defaultdict(dict)
+        for spec in specs:
+            for kind in KINDS:
+                ref: Ref = getattr(spec, kind)
+                seen[kind, ref.name].setdefault(ref.label, ref)
+        self._varying = {key: _varying(list(refs.values())) for key, refs in seen.items()}
+        methods = {
+            self.short("method", ref) for (kind, _), refs in seen.items() if kind == "method" for ref in refs.values()
+        }
+        self.methods = sorted(methods)
+        """All method labels in order; a label's place is its colour and marker."""
+
+    def short(self, kind: Kind, ref: Ref) -> str:
+        """The label of a plugin.
+
+        Args:
+            kind: which axis it is on.
+            ref: the plugin, one of those given to the constructor.
+        """
+        keep = {key: value for key, value in ref.options.items() if key in self._varying[kind, ref.name]}
+        return Ref(name=ref.name, options=keep).label
+
+    def place(self, label: str) -> int:
+        """A method label's place in :attr:`methods`."""
+        return self.methods.index(label)
+
+
+def _varying(refs: list[Ref]) -> set[str]:
+    """Option keys on which the refs differ, or which not all of them have."""
+    keys = {key for ref in refs for key in ref.options}
+    absent = object()
+    return {
+        key for key in keys if any(ref.options.get(key, absent) != refs[0].options.get(key, absent) for ref in refs)
+    }

@@ -1,0 +1,130 @@
+"""One suite's page: everything in one HTML file that fetches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from reports import environments, failures, overview, prediction
+from reports.about import About
+from reports.figures.base import Scene
+from reports.grids import method_grid
+from reports.groups import Item, group
+from reports.headings import Headings
+from reports.labels import Labels
+from reports.links import href
+from reports.sections import Section, figure_sections
+from reports.stats import EQUIVALENCE_MARGIN
+from reports.tables import COLUMNS, Table, method_table
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite's records, prepared once for all formats.
+
+    Args:
+        name: the suite.
+        items: current records, stale ones marked.
+        superseded: number of older runs.
+        about: what the suite's own file says.
+    """
+
+    name: str
+    items: Sequence[Item]
+    superseded: int
+    about: About
+    labels: Labels = field(init=False)
+    tables: Sequence[Table] = field(init=False)
+    headings: Headings = field(init=False)
+
+    def __post_init__(self) -> None:
+        labels = Labels(item.record.spec for item in self.items)
+        groups = group(self.items)
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "tables", [method_table(each, labels) for each in groups])
+        object.__setattr__(self, "headings", Headings(groups, labels))
+
+
+def render(suite: Suite, out: Path, others: Iterable[str] = ()) -> str:
+    """The page as HTML.
+
+    Args:
+        suite: its records.
+        out: folder of the page, which links to records are relative to.
+        others: problems to report on the page, one line each (unreadable files).
+    """
+    links = {item.path: href(item.path, out) for item in suite.items}
+    return (
+        environment(links)
+        .get_template("page.html.j2")
+        .render(
+            suite=suite,
+            about=suite.about,
+            overview=overview.overview(suite.items, suite.superseded, suite.about, suite.labels),
+            problems=list(others),
+            sections=sections(suite),
+            columns=COLUMNS,
+            margin=EQUIVALENCE_MARGIN,
+            facets=facets(suite.headings),
+        )
+    )
+
+
+def sections(suite: Suite) -> list[Section]:
+    """All sections in order.
+
+    Args:
+        suite: its records.
+    """
+    items, labels = suite.items, suite.labels
+    grids = [method_grid(i, table, suite.headings, suite.about) for i, table in enumerate(suite.tables)]
+    fresh = [item for item in items if not item.stale]
+    return [
+        Section("methods", "Methods", "What each method promises; options are those of the first record.",
+                [overview.method_list(items, labels)]),
+        Section("comparison", "Comparison", grids=grids, empty="There are no records."),
+        *figure_sections(Scene(suite.tables, suite.headings)),
+        Section("failures", "Failures", "Failures are results: every cell that did not end well, with the phase and "
+                "the reason. None is re-run unless asked.", [failures.failures(items, labels)],
+                empty="Every cell ended well."),
+        Section("predicted", "Predicted against measured", "The same cells under fake tensors and for real. On a CPU "
+                "both must agree to the byte.", [prediction.predictions(fresh, labels)],
+                empty="No cell was both predicted and measured."),
+        Section("omissions", "What was left out", "Metrics that the records hold as null, with their reasons.",
+                [overview.omissions(items)], empty="Every metric was measured."),
+        Section("provenance", "Provenance", "The environments that the records were made in, and the data.",
+                [environments.environments(items, suite.headings.environments), environments.data_sets(items)]),
+    ]  # fmt: skip
+
+
+def facets(headings: Headings) -> dict[str, list[str]]:
+    """Facts with two or more values, for the filters.
+
+    Args:
+        headings: of the page.
+    """
+    found = {name: [str(value) for value in values] for name, values in headings.values.items() if len(values) > 1}
+    if "fingerprint" in found:
+        found.pop("fingerprint")
+        found["environment"] = list(headings.environments.values())
+    return found
+
+
+def environment(links: Mapping[Path, str]) -> Environment:
+    """Jinja with escaping on; ``link`` turns an item into its relative URL.
+
+    Args:
+        links: URL by a record's path.
+    """
+    jinja = Environment(
+        loader=PackageLoader("reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    jinja.filters["link"] = lambda item: links[item.path]
+    return jinja

@@ -29,8 +29,8 @@ class _Block(BaseModel):
 
     @model_validator(mode="after")
     def _null_has_reason(self) -> _Block:
-        for name in type(self).model_fields:
-            if getattr(self, name) is None and name not in self.reasons:
+        for name, value in self.__dict__.items():  # several times faster than getattr over model_fields
+            if value is None and name not in self.reasons:
                 raise ValueError(f"{type(self).__name__}.{name} is null without a reason")
         return self
 

@@ -7,6 +7,7 @@ import random
 import secrets
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -113,8 +114,7 @@ class Run:
 
     def _measure(self) -> None:
         self.devices = self._devices()
-        order = list(self.selection.todo)
-        random.Random(self.order_seed).shuffle(order)
+        order = running_order(self.selection.todo, self.order_seed)
         self._log(order)
         for data, problem in prepare_all(order, self.server, self.interrupt).items():
             self._say(f"data {data}: {problem}")
@@ -224,6 +224,16 @@ class Run:
 
     def _say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def running_order(cells: Sequence[CellSpec], seed: int) -> list[CellSpec]:
+    """Cells in random order, those that are timed first.
+
+    A timed phase waits until nothing runs beside it: among its like that is a second, beside trainings half a minute.
+    """
+    order = list(cells)
+    random.Random(seed).shuffle(order)
+    return sorted(order, key=lambda cell: "time" not in cell.phases)
 
 
 def ensure_record(store: Store, outcome: Outcome) -> Path:

@@ -17,7 +17,7 @@ from harness.run.cellclaims import Claims
 from harness.run.estimate import estimates, wall_s
 from harness.run.interrupt import Interrupt
 from harness.run.prepare import prepare_all
-from harness.run.session import LOGS, Run, RunResult, ensure_record
+from harness.run.session import LOGS, Run, RunResult, ensure_record, running_order
 from harness.run.todo import RunOptions, default_profile, fingerprints, history, select, stale
 from harness.spec import Ref
 from harness.store import Store
@@ -112,6 +112,17 @@ def test_the_order_is_drawn_from_a_seed_and_both_are_recorded(tmp_path, options)
     begun = [int(line.split()[0]) for line in (tmp_path / "measured.txt").read_text().splitlines()]
     steps = {cell.hash: cell.T for cell in select(many).cells}
     assert begun == [steps[cell] for cell in expected]
+
+
+def test_timed_cells_run_first_each_kind_in_random_order():
+    timed = [cells.spec(seed=seed, phases=("memory", "time")) for seed in range(6)]
+    others = [cells.spec(seed=seed) for seed in range(6)]
+    mixed = [cell for pair in zip(others, timed, strict=True) for cell in pair]
+    order = running_order(mixed, 3)
+    assert ["time" in cell.phases for cell in order] == [True] * 6 + [False] * 6
+    assert sorted(cell.hash for cell in order) == sorted(cell.hash for cell in mixed)
+    assert order != running_order(mixed, 4)
+    assert order[:6] != timed
 
 
 def test_a_cell_that_another_run_finished_meanwhile_is_not_measured(options):

@@ -122,9 +122,9 @@ def test_kill_9_from_outside_is_killed_not_oom(server, tmp_path):
 
 
 def test_the_limit_is_hard_and_reaches_grandchildren(server, tmp_path):
-    (outcome,) = run(server, "with_grandchild", cells.job(tmp_path, timeout_s=1.0))
+    (outcome,) = run(server, "with_grandchild", cells.job(tmp_path, timeout_s=3.0))
     assert outcome.status == "timeout"
-    assert outcome.seconds == pytest.approx(1.0, abs=0.9)
+    assert 3.0 <= outcome.seconds < 10.0
     (note,) = cells.notes(tmp_path)
     until(lambda: not alive(note["pid"]) and not alive(note["grandchild"]))
 
@@ -143,11 +143,11 @@ def test_slots_limit_how_many_cells_run_at_once(server, tmp_path):
 
 
 def test_waiting_for_the_machine_does_not_use_up_a_cells_time(server, tmp_path):
-    """Three timed phases of 0.7 s, one after another, under a limit of 1.5 s each."""
-    jobs = [cells.job(tmp_path, run_id=str(n), timeout_s=1.5) for n in range(3)]
-    outcomes = run(server, "waits_its_turn", *jobs, slots=3)
-    assert [outcome.exitcode for outcome in outcomes] == [0, 0, 0]
-    assert max(outcome.seconds for outcome in outcomes) > 1.9
+    """Six timed phases of 0.7 s, one after another, under a limit of 3 s each."""
+    jobs = [cells.job(tmp_path, run_id=str(n), timeout_s=3.0) for n in range(6)]
+    outcomes = run(server, "waits_its_turn", *jobs, slots=6)
+    assert [outcome.exitcode for outcome in outcomes] == [0] * 6
+    assert max(outcome.seconds for outcome in outcomes) > 4.0
     spans = sorted((note["begin"], note["end"]) for note in cells.notes(tmp_path))
     assert all(earlier[1] <= later[0] for earlier, later in itertools.pairwise(spans))
 
@@ -161,7 +161,7 @@ def test_a_killed_fork_server_costs_one_retry(server, tmp_path):
     orphans = []
     killer = threading.Thread(target=kill)
     killer.start()
-    (outcome,) = run(server, "sleeps", cells.job(tmp_path, timeout_s=2.0))
+    (outcome,) = run(server, "sleeps", cells.job(tmp_path, timeout_s=5.0))
     killer.join()
     assert outcome.status == "timeout", "the second attempt ran to its limit"
     assert len(cells.notes(tmp_path)) == 2
@@ -187,7 +187,7 @@ def test_an_interrupt_ends_running_cells_at_once(server, tmp_path):
         begin = time.monotonic()
         with pytest.raises(StoppedError):
             run(server, "sleeps", cells.job(tmp_path), interrupt=interrupt)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 15  # the cell itself sleeps for ten minutes
     until(lambda: not alive(cells.notes(tmp_path)[0]["pid"]))
 
 

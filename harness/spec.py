@@ -8,9 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, NonNegativeInt, PositiveInt, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 SPEC_VERSION = 1
 
@@ -39,24 +50,92 @@ class Ref(_Frozen):
         return f"{self.name}({inside})" if inside else self.name
 
 
+OPTIONS_OF_CRITERION: dict[str, dict[str, float]] = {
+    "ce_mse": {"mse_weight": 0.05},  # OTTT (Xiao et al., NeurIPS 2022), train_cifar.py, loss_lambda
+    "tet": {"tet_lambda": 1e-3, "tet_means": 1.0},  # TET (Deng et al., ICLR 2022), main_training_parallel.py
+}
+"""Options that one criterion alone has, with their defaults."""
+
+
+def _of_criterion(value: Any, info: ValidationInfo) -> Any:
+    """The criterion's own default where none is given, so that a cell's identity names the number that was used."""
+    criterion, name = info.data.get("criterion"), str(info.field_name)
+    defaults = OPTIONS_OF_CRITERION.get(str(criterion), {})
+    if value is None:
+        return defaults.get(name)
+    # An unknown criterion is reported by its own field.
+    if criterion is not None and name not in defaults:
+        owner = next(key for key, options in OPTIONS_OF_CRITERION.items() if name in options)
+        raise ValueError(f"an option of the criterion {owner!r}, but the criterion is {criterion!r}")
+    return value
+
+
+_Filled = BeforeValidator(_of_criterion)
+_Share = Annotated[Annotated[float, Field(ge=0.0, le=1.0)] | None, _Filled, Field(validate_default=True)]
+_Number = Annotated[Annotated[float, Field(allow_inf_nan=False)] | None, _Filled, Field(validate_default=True)]
+
+
 class LossSpec(_Frozen):
-    """``per_step``: mean over t of L(o[t], y); ``time_mean``: L(mean o, y)."""
+    """``per_step``: mean over t of L(o[t], y); ``time_mean``: L(mean o, y).
+
+    ``cross_entropy``; ``mse``: to the one-hot target; ``ce_mse``: ``(1 - mse_weight) CE + mse_weight MSE``, to the
+    one-hot target (OTTT, SLTT); ``tet``: ``(1 - tet_lambda) CE + tet_lambda MSE``, where every logit is drawn to the
+    constant ``tet_means`` (Deng et al., ICLR 2022).
+    """
 
     kind: Literal["per_step", "time_mean"] = "per_step"
-    criterion: Literal["cross_entropy", "mse"] = "cross_entropy"
+    criterion: Literal["cross_entropy", "mse", "ce_mse", "tet"] = "cross_entropy"
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+    mse_weight: _Share = None
+    tet_lambda: _Share = None
+    tet_means: _Number = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LossSpec:
+        if self.criterion == "tet" and self.kind != "per_step":
+            raise ValueError("the criterion 'tet' is a mean over time steps: it needs kind = 'per_step'")
+        if self.criterion == "mse" and self.label_smoothing:
+            raise ValueError("the criterion 'mse' has no label_smoothing")
+        return self
 
 
-class Recipe(_Frozen):
-    """How training updates the weights."""
+def _as_tuple(value: Any) -> Any:
+    """TOML has lists; strict validation takes tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+class RecipeKeys(_Frozen):
+    """The keys of a recipe; a file may give some of them in one place and some in another."""
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = Field(default=0.1, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "multistep"] = "constant"
+    milestones: Annotated[tuple[PositiveInt, ...], BeforeValidator(_as_tuple)] = ()
+    """Epochs after which ``multistep`` multiplies the learning rate by ``gamma``."""
+    gamma: float = Field(default=0.1, gt=0, le=1)
+    min_lr: float = Field(default=0.0, ge=0)
+    """Where ``cosine`` ends."""
+    warmup_epochs: NonNegativeInt = 0
+    """The learning rate rises linearly from ``warmup_lr`` during these; the schedule is counted from the beginning."""
+    warmup_lr: float = Field(default=0.0, ge=0)
     epochs: PositiveInt = 1
     clip_grad_norm: float | None = Field(default=None, gt=0)
+
+
+class Recipe(RecipeKeys):
+    """How training updates the weights."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if (self.schedule == "multistep") != bool(self.milestones):
+            raise ValueError("milestones belong to schedule = 'multistep', which needs at least one")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones have to ascend, but are {list(self.milestones)}")
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr is {self.min_lr:g}, but must not be above lr = {self.lr:g}")
+        return self
 
 
 class CellSpec(_Frozen):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from harness.build import Bench, Trainer, copy_weights, loader, make_loss, precision
 from harness.contracts import reset_states
 from harness.record import Epoch, Training
+from harness.spec import Recipe
 
 
 class DivergedError(Exception):
@@ -41,7 +42,7 @@ def measure(bench: Bench) -> tuple[Training, Trainer]:
     batches = loader(splits.train, spec, train=True)
     if len(batches) == 0:
         raise ValueError(f"batch {spec.batch} is larger than the training split ({_size(splits.train)} samples)")
-    rate = _schedule(trainer, spec.recipe.epochs * len(batches))
+    rate = _schedule(trainer, len(batches))
     # Dropout and augmentation draw from the same numbers for every method of a seed.
     torch.manual_seed(spec.seed)
     begin, epochs = time.perf_counter(), list[Epoch]()
@@ -111,11 +112,32 @@ def _epoch(
     )
 
 
+def lr_factor(recipe: Recipe, steps: int) -> Callable[[int], float]:
+    """Learning rate at a training step, as a fraction of the recipe's.
+
+    Args:
+        recipe: its schedule. ``cosine`` falls at every step, ``multistep`` at the ends of epochs.
+        steps: of an epoch.
+    """
+
+    def factor(step: int) -> float:
+        warm, floor = recipe.warmup_epochs * steps, recipe.min_lr / recipe.lr
+        if step < warm:
+            start = recipe.warmup_lr / recipe.lr
+            return start + (1 - start) * step / warm
+        if recipe.schedule == "cosine":
+            done = min(1.0, step / (recipe.epochs * steps))
+            return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
+        if recipe.schedule == "multistep":
+            return recipe.gamma ** sum(step >= milestone * steps for milestone in recipe.milestones)
+        return 1.0
+
+    return factor
+
+
 def _schedule(trainer: Trainer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    optimizer, kind = trainer.optimizer, trainer.spec.recipe.schedule
-    if kind == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    """The recipe's schedule, stepped after every training step; ``steps`` of an epoch."""
+    return torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, lr_factor(trainer.spec.recipe, steps))
 
 
 def _on(device: str, batches: Any) -> Iterator[Any]:

@@ -7,6 +7,7 @@ wrong gradient: every pack verifies itself (:mod:`methods.packing`).
 * neuron: 1; multi-step and single-step containers: their modules in turn;
 * views, copies and max pooling keep the bound;
 * SEW block (Fang et al., NeurIPS 2021): ADD sums the bounds of its branches; AND and IAND keep 1;
+* a module with ``summed_branches()``, the branches whose outputs it adds: the sum of their bounds;
 * weights, normalisation, average pooling and dropout (which rescales) give ``inf``;
 * everything else: None.
 """
@@ -80,6 +81,8 @@ def output_bound(module: nn.Module, bound: Bound) -> Bound:
         return _neuron_bound(module)
     if type(module).__module__ == _SEW_MODULE and hasattr(module, "cnf"):
         return _sew_bound(module, bound)
+    if hasattr(module, "summed_branches"):
+        return _sum_bound(module, bound)
     return None
 
 
@@ -87,6 +90,16 @@ def _neuron_bound(node: nn.Module) -> Bound:
     if isinstance(node, _NOT_BINARY):
         return None
     return 1 if getattr(node.surrogate_function, "spiking", True) else math.inf
+
+
+def _sum_bound(module: Any, bound: Bound) -> Bound:
+    total = 0.0
+    for branch in module.summed_branches():
+        part = output_bound(branch, bound)
+        if part is None:
+            return None
+        total += part
+    return total
 
 
 def _sew_bound(block: Any, bound: Bound) -> Bound:

@@ -12,7 +12,8 @@ from harness import registry
 from harness.contracts import Method, Unavailable
 from harness.errors import UsageError
 from harness.spec import CellSpec, LossSpec, Ref
-from harness.suite.schema import Axes, Defaults, Grid, PluginEntry, Profile, SuiteFile, given
+from harness.suite import recipes
+from harness.suite.schema import Axes, Defaults, Grid, PluginEntry, Profile, RecipeEntry, SuiteFile, given
 from harness.suite.selection import Candidate
 from harness.validation import usage_error
 
@@ -52,6 +53,11 @@ class _Expander:
             _Source(self.place, self.grid),
             _Source("defaults", self.defaults),
         ]
+        self.recipes: list[tuple[str, RecipeEntry]] = [
+            (f"profiles.{profile}.recipe", self.profile.recipe),
+            (f"{self.place}.recipe", self.grid.recipe),
+            ("defaults.recipe", self.defaults.recipe),
+        ]
         self.predicted = bool(self._flag("predicted"))
         self.every_seed = bool(self._flag("every_seed"))
 
@@ -63,7 +69,7 @@ class _Expander:
             yield self._cell(dict(zip(axes, values, strict=True)))
 
     def _cell(self, value: dict[str, Any]) -> CellSpec:
-        recipe = given(self.defaults.recipe) | given(self.grid.recipe) | given(self.profile.recipe)
+        recipe = self._recipe()
         method: Ref = value["method"]
         fields = {
             **{key: value[key] for key in ("method", "model", "data", "T", "batch", "loss", "precision")},
@@ -86,8 +92,41 @@ class _Expander:
             ) from None
         return spec
 
+    def _recipe(self) -> dict[str, Any]:
+        """The keys of all tables, from the last source to the first; a named recipe takes the place of those below."""
+        keys: dict[str, Any] = {}
+        for place, table in reversed(self.recipes):
+            if table.name is not None:
+                keys = given(recipes.load(table.name, self._where(place)).recipe)
+            keys = keys | given(table)
+        return keys
+
+    def _named_loss(self, upto: int) -> list[LossSpec] | None:
+        """The loss of the recipe that the first ``upto`` sources name."""
+        for place, table in self.recipes[:upto]:
+            if table.name is not None:
+                loss = recipes.load(table.name, self._where(place)).loss
+                return None if loss is None else [loss]
+        return None
+
+    def _losses(self) -> list[LossSpec]:
+        """What the profile or the grid says, else their recipe, else what the defaults say, else their recipe."""
+        own, general = self.sources[:2], self.sources[2:]
+        found = self._find("loss", own)
+        if found is None and (named := self._named_loss(2)) is not None:
+            return named
+        found = found or self._find("loss", general)
+        if found is None and (named := self._named_loss(3)) is not None:
+            return named
+        return FALLBACK["loss"] if found is None else found[1]
+
+    def _where(self, place: str) -> str:
+        return f"{self.file}: {place}"
+
     def _axis(self, name: str) -> list[Any]:
-        found = self._find(name)
+        if name == "loss":
+            return self._losses()
+        found = self._find(name, self.sources)
         if found is None:
             if name in FALLBACK:
                 return FALLBACK[name]
@@ -97,8 +136,8 @@ class _Expander:
             return [self._ref(PLUGINS[name], entry, f"{place}[{i}]") for i, entry in enumerate(values)]
         return values
 
-    def _find(self, name: str) -> tuple[str, list[Any]] | None:
-        for place, table in self.sources:
+    def _find(self, name: str, sources: list[_Source]) -> tuple[str, list[Any]] | None:
+        for place, table in sources:
             values = getattr(table, name)
             if values is not None:
                 return f"{place}.{name}", values

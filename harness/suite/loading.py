@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from dataclasses import dataclass
-from importlib import metadata, resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
@@ -14,12 +13,10 @@ from pydantic import ValidationError
 from harness.errors import UsageError, unknown
 from harness.spec import CellSpec
 from harness.suite.expansion import candidates
+from harness.suite.installed import toml_files
 from harness.suite.schema import Profile, SuiteFile
 from harness.suite.selection import select
 from harness.validation import usage_error
-
-GROUP = "snnbench.suites"
-"""Entry-point group; a value is a package that holds ``*.toml``."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +77,7 @@ def names() -> dict[str, Traversable]:
     Raises:
         UsageError: two packages hold a suite of the same name, or a package cannot be imported.
     """
-    found: dict[str, Traversable] = {}
-    for point in sorted(metadata.entry_points(group=GROUP), key=lambda p: (p.name, p.value)):
-        for file in _files(point):
-            name = file.name.removesuffix(".toml")
-            if name in found:
-                raise UsageError(f"suite {name!r} exists twice: {found[name]} and {file}; rename one of them")
-            found[name] = file
-    return dict(sorted(found.items()))
+    return toml_files("suite")
 
 
 def load(path_or_name: str | Path) -> Suite:
@@ -143,14 +133,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _files(point: metadata.EntryPoint) -> list[Traversable]:
-    try:
-        package = resources.files(point.value)
-    except ImportError as error:
-        raise UsageError(f"entry point {point.name!r} of {GROUP}: package {point.value!r}: {error}") from None
-    return sorted((f for f in package.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
 
 
 def _with_line(message: str, data: bytes) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from harness.spec import Device, LossSpec, Phase, Precision, Recipe
+from harness.spec import Device, LossSpec, Phase, Precision, RecipeKeys
 
 SUITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """What a suite may be called: it names a folder of the store."""
@@ -47,6 +47,15 @@ class PluginEntry(BaseModel):
 
 Axis = Annotated[list[Item], BeforeValidator(_as_list), Field(min_length=1)]
 Plugin = Annotated[PluginEntry, _as_table("name")]
+
+
+class RecipeEntry(RecipeKeys):
+    """``"name"`` of a recipe file, ``{name = "...", key = value}`` to change some of its keys, or keys alone."""
+
+    name: str | None = None
+
+
+RecipeTable = Annotated[RecipeEntry, _as_table("name")]
 LossEntry = Annotated[LossSpec, _as_table("kind")]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
@@ -69,7 +78,7 @@ class Axes(Table):
 class Defaults(Axes):
     """What every grid has unless it says otherwise."""
 
-    recipe: Recipe = Recipe()
+    recipe: RecipeTable = RecipeEntry()
     """Only the keys that are given count: see :func:`given`."""
     predicted: bool | None = None
     every_seed: bool | None = None
@@ -95,7 +104,7 @@ class Profile(Table):
     timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
     substitute: str | None = None
     """What is reduced against the published setting; shown wherever this profile's numbers are."""
-    recipe: Recipe = Recipe()
+    recipe: RecipeTable = RecipeEntry()
     set: Axes = Axes()
 
 
@@ -114,9 +123,9 @@ class Header(Table):
         return name
 
 
-def given(recipe: Recipe) -> dict[str, Any]:
-    """The keys that a file gives, without the defaults."""
-    return recipe.model_dump(exclude_unset=True)
+def given(recipe: RecipeEntry) -> dict[str, Any]:
+    """The keys that a file gives, without the defaults and the name."""
+    return recipe.model_dump(exclude_unset=True, exclude={"name"})
 
 
 class SuiteFile(Table):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 from spikingjelly.activation_based import layer
-from torch import nn
+from torch import Tensor, nn
 
 from harness.contracts import Options
 from suites.models.neurons import NeuronOptions, make_neuron
@@ -28,6 +28,28 @@ class ReadOutOptions(Options):
 
 class StagedOptions(NeuronOptions, NormOptions, ReadOutOptions):
     """Options that every hand-staged network has."""
+
+
+class Join(nn.Module):
+    """Sum of two branches of the same input, ``branch(x) + shortcut(x)``.
+
+    Args:
+        branch: computed first.
+        shortcut: left out, it is the input itself.
+    """
+
+    def __init__(self, branch: nn.Module, shortcut: nn.Module | None = None) -> None:
+        super().__init__()
+        self.branch = branch
+        self.shortcut = nn.Identity() if shortcut is None else shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """In either step mode."""
+        return self.branch(x) + self.shortcut(x)
+
+    def summed_branches(self) -> tuple[nn.Module, nn.Module]:
+        """What is added, for methods that ask which values come out (``checkpoint-compress``)."""
+        return self.branch, self.shortcut
 
 
 def conv_stage(

@@ -7,12 +7,12 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field, PositiveInt
 from spikingjelly.activation_based import layer
-from torch import Tensor, nn
+from torch import nn
 
 from harness.contracts import ModelSource, StagedModel
 from suites.models.blocks import StagedOptions, read_out
 from suites.models.neurons import make_neuron
-from suites.models.norm import NormMode, after_neuron
+from suites.models.norm import NormMode, after_neuron, make_norm
 
 
 class MLPOptions(StagedOptions):
@@ -23,22 +23,6 @@ class MLPOptions(StagedOptions):
     """
 
     hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (128, 128)
-
-
-class PerStepBatchNorm1d(layer.BatchNorm1d):
-    """As :class:`suites.models.norm.PerStepBatchNorm2d`, for vectors: the statistics of each time step."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[T, N, C]`` to the same shape; ``[N, C]`` in single-step mode.
-
-        Raises:
-            ValueError: an input without time in multi-step mode.
-        """
-        if self.step_mode == "s":
-            return self.super_forward(x)
-        if x.dim() != 3:
-            raise ValueError(f"expected x with shape [T, N, C], but got {tuple(x.shape)}")
-        return torch.stack([self.super_forward(step) for step in x.unbind(0)])
 
 
 class MLP(ModelSource):
@@ -72,6 +56,5 @@ def _weights(inputs: int, outputs: int, mode: NormMode) -> tuple[nn.Module, nn.M
         return layer.WSLinear(inputs, outputs, step_mode="m"), nn.Identity()
     if mode == "none":
         return layer.Linear(inputs, outputs, step_mode="m"), nn.Identity()
-    kind = PerStepBatchNorm1d if mode == "per_step" else layer.BatchNorm1d
     # Batch normalisation subtracts the mean, so a bias before it would be a parameter without effect.
-    return layer.Linear(inputs, outputs, bias=False, step_mode="m"), kind(outputs, step_mode="m")
+    return layer.Linear(inputs, outputs, bias=False, step_mode="m"), make_norm(outputs, mode, dims=1)

@@ -38,6 +38,10 @@ def _reset_voltage(value: Any) -> Any:
     raise ValueError("must be 'soft' (subtract the threshold) or a finite number (reset to it)")
 
 
+Reset = Annotated[float | Literal["soft"], BeforeValidator(_reset_voltage)]
+"""Voltage after a spike, or ``"soft"``."""
+
+
 class NeuronOptions(Options):
     """Neuron parameters; the defaults are SpikingJelly's (``neuron.LIFNode``) unless said otherwise.
 
@@ -56,7 +60,7 @@ class NeuronOptions(Options):
     neuron: NeuronName = "lif"
     tau: float = Field(2.0, gt=1.0, allow_inf_nan=False)
     v_threshold: float = Field(1.0, gt=0.0, allow_inf_nan=False)
-    v_reset: Annotated[float | Literal["soft"], BeforeValidator(_reset_voltage)] = 0.0
+    v_reset: Reset = 0.0
     detach_reset: bool = True
     decay_input: bool = True
     surrogate: SurrogateName = "atan"

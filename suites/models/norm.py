@@ -50,6 +50,41 @@ class PerStepBatchNorm2d(layer.BatchNorm2d):
         return torch.stack([self.super_forward(step) for step in x.unbind(0)])
 
 
+class PerStepBatchNorm1d(layer.BatchNorm1d):
+    """As :class:`PerStepBatchNorm2d`, for vectors and for channels in one dimension."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, N, C]`` or ``[T, N, C, L]`` to the same shape; without ``T`` in single-step mode.
+
+        Raises:
+            ValueError: an input without time in multi-step mode.
+        """
+        if self.step_mode == "s":
+            return self.super_forward(x)
+        if x.dim() not in (3, 4):
+            raise ValueError(f"expected x with shape [T, N, C] or [T, N, C, L], but got {tuple(x.shape)}")
+        return torch.stack([self.super_forward(step) for step in x.unbind(0)])
+
+
+class TEBN2d(layer.TemporalEffectiveBatchNorm2d):
+    """Temporal effective batch normalisation (Duan et al., NeurIPS 2022), SpikingJelly's, which knows its ``T``.
+
+    Batch normalisation over T x N, then a learnt factor for each time step, 1 at first. It has no single-step mode.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, N, C, H, W]`` to the same shape.
+
+        Raises:
+            ValueError: another number of time steps than it was built for.
+        """
+        if x.shape[0] != len(self.scale):
+            raise ValueError(
+                f"built for T = {len(self.scale)} (the model's option tebn), but the input has {x.shape[0]}"
+            )
+        return super().forward(x)
+
+
 class Scale(nn.Module):
     """Multiplies by a constant, in either step mode."""
 
@@ -66,10 +101,10 @@ class Scale(nn.Module):
         return f"{self.factor}"
 
 
-def make_conv(inputs: int, outputs: int, mode: NormMode, *, bias: bool) -> nn.Module:
-    """3x3 convolution in multi-step mode, with the weights' normalisation."""
+def make_conv(inputs: int, outputs: int, mode: NormMode, *, bias: bool, size: int = 3, stride: int = 1) -> nn.Module:
+    """Convolution in multi-step mode that keeps the size at stride 1, with the weights' normalisation."""
     kind = layer.WSConv2d if mode == "weight_standardised" else layer.Conv2d
-    return kind(inputs, outputs, kernel_size=3, padding=1, bias=bias, step_mode="m")
+    return kind(inputs, outputs, kernel_size=size, stride=stride, padding=size // 2, bias=bias, step_mode="m")
 
 
 def after_neuron(mode: NormMode) -> list[nn.Module]:
@@ -77,14 +112,15 @@ def after_neuron(mode: NormMode) -> list[nn.Module]:
     return [Scale(SPIKE_SCALE)] if mode == "weight_standardised" else []
 
 
-def make_norm(channels: int, mode: NormMode) -> nn.Module:
+def make_norm(channels: int, mode: NormMode, dims: Literal[1, 2] = 2) -> nn.Module:
     """A normalisation layer in multi-step mode.
 
     Args:
         channels: number of channels ``C`` of its input ``[T, N, C, H, W]``.
         mode: as in :class:`NormOptions`.
+        dims: dimensions after the channels; 1 also takes none.
     """
     if mode in ("none", "weight_standardised"):
         return nn.Identity()
-    kind = PerStepBatchNorm2d if mode == "per_step" else layer.BatchNorm2d
-    return kind(channels, step_mode="m")
+    kinds = (PerStepBatchNorm1d, PerStepBatchNorm2d) if mode == "per_step" else (layer.BatchNorm1d, layer.BatchNorm2d)
+    return kinds[dims - 1](channels, step_mode="m")

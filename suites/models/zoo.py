@@ -53,6 +53,16 @@ class SEWResNetOptions(ZooOptions):
     cnf: Literal["ADD", "AND", "IAND"] = "ADD"
 
 
+class SpikingResNetOptions(ZooOptions):
+    """Options of :class:`SpikingResNet`.
+
+    Attributes:
+        depth: 18 or 34 (basic blocks), or 50 (bottlenecks).
+    """
+
+    depth: Literal[18, 34, 50] = 18
+
+
 class SpikingVGG(ModelSource):
     """``spiking_vgg*_bn``: every convolution, pooling and hidden linear layer is a stage; the last one is the head."""
 
@@ -92,9 +102,33 @@ class SEWResNet(ModelSource):
         from spikingjelly.activation_based.model import sew_resnet
 
         net = getattr(sew_resnet, f"sew_resnet{opt.depth}")(cnf=opt.cnf, num_classes=classes, **opt.arguments())
-        stem = nn.Sequential(_for_channels(net.conv1, channels), net.bn1, net.sn1)
-        blocks = [block for group in (net.layer1, net.layer2, net.layer3, net.layer4) for block in group]
-        return _staged([stem, net.maxpool, *blocks], nn.Sequential(net.avgpool, layer.Flatten(), net.fc), opt.norm)
+        return _residual(net, channels, opt.norm)
+
+
+class SpikingResNet(ModelSource):
+    """``spiking_resnet*``: as :class:`SEWResNet`, but the shortcut is added before a block's last neuron."""
+
+    name = "spiking-resnet"
+    summary = "SpikingJelly's spiking ResNet-18/34/50 (neurons after the sum)"
+    source = "SpikingJelly 2.0, activation_based/model/spiking_resnet.py"
+    options: ClassVar[type[SpikingResNetOptions]] = SpikingResNetOptions
+
+    def build(self, sample: tuple[int, ...], classes: int) -> StagedModel:
+        """See :meth:`ModelSource.build`."""
+        opt: SpikingResNetOptions = self.opt
+        channels, _, _ = image_shape(sample, self.name, pools=0)
+        ensure_torchvision()
+        from spikingjelly.activation_based.model import spiking_resnet
+
+        net = getattr(spiking_resnet, f"spiking_resnet{opt.depth}")(num_classes=classes, **opt.arguments())
+        return _residual(net, channels, opt.norm)
+
+
+def _residual(net: Any, channels: int, norm: BatchNormMode) -> StagedModel:
+    """Stages of SpikingJelly's residual networks."""
+    stem = nn.Sequential(_for_channels(net.conv1, channels), net.bn1, net.sn1)
+    blocks = [block for group in (net.layer1, net.layer2, net.layer3, net.layer4) for block in group]
+    return _staged([stem, net.maxpool, *blocks], nn.Sequential(net.avgpool, layer.Flatten(), net.fc), norm)
 
 
 def _norm(channels: int, mode: BatchNormMode) -> nn.Module:

@@ -4,8 +4,8 @@ from pydantic import ValidationError
 from spikingjelly.activation_based import base, layer
 from torch import nn
 
-from suites.models.mlp import MLP, MLPOptions, PerStepBatchNorm1d
-from suites.models.norm import SPIKE_SCALE
+from suites.models.mlp import MLP, MLPOptions
+from suites.models.norm import SPIKE_SCALE, PerStepBatchNorm1d
 from tests.suites.nets import logits, single_steps
 
 NORMS = ["over_time", "per_step", "weight_standardised", "none"]
@@ -93,7 +93,7 @@ def test_per_step_norm_takes_the_statistics_of_each_step():
     assert torch.equal(norm(x), torch.stack([loop(step) for step in x]))
     assert torch.equal(norm.running_var, loop.running_var)
     assert int(norm.num_batches_tracked) == 3
-    with pytest.raises(ValueError, match=r"\[T, N, C\], but got \(5, 4\)"):
+    with pytest.raises(ValueError, match=r"\[T, N, C\] or \[T, N, C, L\], but got \(5, 4\)"):
         norm(x[0])
 
 

@@ -3,12 +3,24 @@ import torch
 from pydantic import ValidationError
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 
-from suites.models.zoo import SEWResNet, SEWResNetOptions, SpikingVGG, SpikingVGGOptions
+from suites.models.zoo import (
+    SEWResNet,
+    SEWResNetOptions,
+    SpikingResNet,
+    SpikingResNetOptions,
+    SpikingVGG,
+    SpikingVGGOptions,
+)
 from suites.torchvision_shim import ensure_torchvision
 from tests.suites.nets import logits, single_steps
 
 NEURON = {"surrogate_function": surrogate.ATan(), "detach_reset": True}
-SOURCES = {"spiking-vgg": (SpikingVGG, SpikingVGGOptions), "sew-resnet": (SEWResNet, SEWResNetOptions)}
+SOURCES = {
+    "spiking-vgg": (SpikingVGG, SpikingVGGOptions),
+    "sew-resnet": (SEWResNet, SEWResNetOptions),
+    "spiking-resnet": (SpikingResNet, SpikingResNetOptions),
+}
+DEPTHS = {"spiking-vgg": 11, "sew-resnet": 18, "spiking-resnet": 18}
 
 
 def build(name, classes=7, channels=3, seed=0, **given):
@@ -20,12 +32,16 @@ def build(name, classes=7, channels=3, seed=0, **given):
 def original(name, depth, seed=0):
     """SpikingJelly's own model from the same seed, multi-step."""
     ensure_torchvision()
-    from spikingjelly.activation_based.model import sew_resnet, spiking_vgg
+    from spikingjelly.activation_based.model import sew_resnet, spiking_resnet, spiking_vgg
 
     torch.manual_seed(seed)
     if name == "spiking-vgg":
         model = getattr(spiking_vgg, f"spiking_vgg{depth}_bn")(
             num_classes=7, spiking_neuron=neuron.LIFNode, norm_layer=layer.BatchNorm2d, **NEURON
+        )
+    elif name == "spiking-resnet":
+        model = getattr(spiking_resnet, f"spiking_resnet{depth}")(
+            num_classes=7, spiking_neuron=neuron.LIFNode, **NEURON
         )
     else:
         model = getattr(sew_resnet, f"sew_resnet{depth}")(
@@ -38,7 +54,13 @@ def original(name, depth, seed=0):
 @pytest.mark.parametrize(
     ("name", "depth", "stages"),
     # VGG-11: 8 convolutions, 5 poolings, the adaptive one, 2 hidden layers. SEW: stem, pooling, blocks.
-    [("spiking-vgg", 11, 16), ("sew-resnet", 18, 10), ("sew-resnet", 34, 18), ("sew-resnet", 50, 18)],
+    [
+        ("spiking-vgg", 11, 16),
+        ("sew-resnet", 18, 10),
+        ("sew-resnet", 34, 18),
+        ("sew-resnet", 50, 18),
+        ("spiking-resnet", 18, 10),
+    ],
 )
 def test_a_staged_model_computes_what_spikingjellys_does(name, depth, stages):
     model, reference = build(name, depth=depth), original(name, depth)
@@ -57,7 +79,7 @@ def test_a_staged_model_computes_what_spikingjellys_does(name, depth, stages):
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_per_step_normalisation_is_a_loop_of_single_steps(name):
-    depth = {"spiking-vgg": 11, "sew-resnet": 18}[name]
+    depth = DEPTHS[name]
     whole, loop = (build(name, depth=depth, norm="per_step") for _ in range(2))
     assert whole.normalisation == "per_step"
     x = torch.rand(2, 2, 3, 32, 32)
@@ -78,7 +100,7 @@ def test_options_reach_the_neurons_and_the_blocks():
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_other_numbers_of_channels_get_a_first_convolution_like_the_original(name):
-    depth = {"spiking-vgg": 11, "sew-resnet": 18}[name]
+    depth = DEPTHS[name]
     rgb, events = build(name, depth=depth), build(name, depth=depth, channels=2)
     first, second = rgb.stages[0][0], events.stages[0][0]
     assert second.weight.shape == (first.weight.shape[0], 2, *first.weight.shape[2:])

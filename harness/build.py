@@ -57,11 +57,39 @@ def make_loss(spec: LossSpec) -> Loss:
     """The cell's objective."""
     if spec.criterion == "cross_entropy":
         return Loss(spec.kind, nn.CrossEntropyLoss(label_smoothing=spec.label_smoothing))
-    return Loss(spec.kind, _one_hot_mse)
+    if spec.criterion == "mse":
+        return Loss(spec.kind, _one_hot_mse)
+    share = spec.mse_weight if spec.criterion == "ce_mse" else spec.tet_lambda
+    assert share is not None
+    return Loss(spec.kind, MixedLoss(share, spec.tet_means, spec.label_smoothing))
 
 
 def _one_hot_mse(logits: Tensor, target: Tensor) -> Tensor:
     return nn.functional.mse_loss(logits, nn.functional.one_hot(target, logits.shape[-1]).to(logits.dtype))
+
+
+@dataclass(frozen=True)
+class MixedLoss:
+    """``(1 - share) CE + share MSE``; its text names all of it, as methods tell objectives apart by it.
+
+    Args:
+        share: of the mean squared error.
+        means: what every logit is drawn to (TET); None: the one-hot target.
+        label_smoothing: of the cross entropy.
+    """
+
+    share: float
+    means: float | None = None
+    label_smoothing: float = 0.0
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        """A scalar, from ``[N, K]`` and ``[N]``."""
+        if self.means is None:
+            distance = _one_hot_mse(logits, target)
+        else:
+            distance = nn.functional.mse_loss(logits, torch.full_like(logits, self.means))
+        entropy = nn.functional.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        return (1 - self.share) * entropy + self.share * distance
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module, device: str) -> torch.optim.Optimizer:
@@ -111,15 +139,26 @@ def loader(dataset: Any, spec: CellSpec, train: bool) -> torch.utils.data.DataLo
 
 
 def first_batch(splits: DataSplits, spec: CellSpec) -> Batch:
-    """The training batch that fidelity, memory and time are measured on."""
-    x, y = next(iter(loader(splits.train, spec, train=True)))
-    return x.to(spec.device), y.to(spec.device)
+    """The training batch that fidelity, memory and time are measured on.
+
+    Raises:
+        ValueError: the training split has less than one batch.
+    """
+    for x, y in loader(splits.train, spec, train=True):
+        return x.to(spec.device), y.to(spec.device)
+    raise ValueError(f"batch {spec.batch} is larger than the training split of {spec.data.label}")
+
+
+SYNTHETIC = "uniform noise in [0, 1) and random labels of the data's shape"
+"""What stands in for data that are absent; an accuracy is never taken from it."""
 
 
 def synthetic_batch(info: DataInfo, spec: CellSpec) -> Batch:
-    """Uniform noise and random labels of the data's shape."""
+    """Uniform noise and random labels of the data's shape; one frame for all steps where the data are static."""
     draw = torch.Generator().manual_seed(spec.seed + DATA_SEED_OFFSET)
-    x = torch.rand((spec.T, spec.batch, *info.sample), generator=draw)
+    x = torch.rand((1 if info.static else spec.T, spec.batch, *info.sample), generator=draw)
+    if info.static:
+        x = x.expand(spec.T, *x.shape[1:]).contiguous()
     return x.to(spec.device), torch.randint(info.classes, (spec.batch,), generator=draw).to(spec.device)
 
 
@@ -180,6 +219,7 @@ class Bench:
         batch: the batch that is measured on.
         splits: the data, or None where it is absent or only predicted.
         convert: applied to every freshly built model; a prediction makes it fake here.
+        source: gives a model with the seed's initial weights; default: the registry builds the spec's.
     """
 
     spec: CellSpec
@@ -187,6 +227,11 @@ class Bench:
     batch: Batch
     splits: DataSplits | None = None
     convert: Callable[[StagedModel], StagedModel] = lambda model: model
+    source: Callable[[], StagedModel] | None = None
+
+    def fresh(self) -> StagedModel:
+        """A model with the seed's initial weights."""
+        return self.convert(build_model(self.spec, self.info) if self.source is None else self.source())
 
     def prepared(self, method: Method) -> StagedModel:
         """A model with the seed's initial weights, rewritten by ``method`` for training.
@@ -194,7 +239,7 @@ class Bench:
         Raises:
             Unsupported: the method cannot train it.
         """
-        model, loss = self.convert(build_model(self.spec, self.info)), make_loss(self.spec.loss)
+        model, loss = self.fresh(), make_loss(self.spec.loss)
         reason = method.supports(model, loss)
         if reason is not None:
             raise Unsupported(reason)
@@ -213,7 +258,7 @@ class Bench:
         """
         method = build_method(self.spec)
         if method.model == "same":
-            return self.convert(build_model(self.spec, self.info))
+            return self.fresh()
         return method.finish(self.prepared(method))
 
 
@@ -224,11 +269,13 @@ def open_bench(spec: CellSpec) -> tuple[Bench, dict[str, Any]]:
     try:
         splits = source.load(spec.T)
     except Unavailable as error:
-        facts = {"synthetic": True, "reason": str(error), "sha256": None}
+        facts = {"synthetic": True, "input": SYNTHETIC, "reason": str(error), "sha256": None}
         return Bench(spec, info, synthetic_batch(info, spec)), facts
-    return Bench(spec, info, first_batch(splits, spec), splits), {
-        "synthetic": False, "sha256": splits.sha256, **splits.details,
-    }  # fmt: skip
+    facts = {"synthetic": False, "sha256": splits.sha256, **splits.details}
+    # What the description knows (a subset) and what only the files tell (other checksums) are both reasons.
+    reasons = [reason for reason in (info.variant, splits.details.get("variant")) if reason]
+    facts["variant"] = "; ".join(dict.fromkeys(reasons)) or None
+    return Bench(spec, info, first_batch(splits, spec), splits), facts
 
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 Gradient = Literal["exact", "biased"]
 Numerics = Literal["same", "reduced"]
 LossKind = Literal["per_step", "time_mean"]
+DataState = Literal["embedded", "present", "variant", "missing", "damaged"]
 Normalisation = Literal["over_time", "per_step", "weight_standardised", "none"]
 """How a model normalises: batch statistics over T x N, per time step, on the weights, or not at all.
 It is part of the model's identity; numbers of different modes never share an unmarked ratio."""
@@ -246,7 +247,8 @@ class DataSplits:
         train: map-style data set; may draw random augmentation from torch's global generator.
         test: map-style data set without randomness.
         sha256: hash of the content that both splits were made from.
-        details: further facts for the record (sizes, cache, checksums).
+        details: further facts for the record (sizes, cache, checksums); ``variant``: why the files that were found are
+            not the published benchmark, where :meth:`DataSource.info` cannot know it.
     """
 
     train: torch.utils.data.Dataset[tuple[Tensor, Any]]
@@ -255,8 +257,27 @@ class DataSplits:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class DataStatus:
+    """Whether a data set's files are here and what is known about them.
+
+    Args:
+        state: ``embedded``: comes with the installation or is generated; ``present``: as published, verified as far as
+            there are checksums; ``variant``: usable, but not the published files; ``missing``; ``damaged``: files are
+            here, but differ from what they should be.
+        detail: why, and for a set that is not here which file goes where.
+        where: the file or folder, or None for an embedded set.
+        size: bytes on disk, or None.
+    """
+
+    state: DataState
+    detail: str
+    where: str | None = None
+    size: int | None = None
+
+
 class DataSource(ABC):
-    """A data set. Reading happens in :meth:`prepare` and :meth:`load` only."""
+    """A data set. Files are read in :meth:`prepare`, :meth:`load`, :meth:`status` and :meth:`fetch` only."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -282,7 +303,18 @@ class DataSource(ABC):
         """Both splits at ``T = steps``.
 
         Raises:
-            Unavailable: files are missing.
+            Unavailable: files are missing or damaged.
+        """
+
+    def status(self) -> DataStatus:
+        """Whether the files are here; nothing is downloaded or changed."""
+        return DataStatus("embedded", "comes with the installation")
+
+    def fetch(self) -> None:  # noqa: B027  most sets have nothing to fetch
+        """Download what is missing, verify and unpack it, with progress on standard error.
+
+        Raises:
+            Unavailable: it cannot be had from here; the message says which file from where goes into which folder.
         """
 
 

@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from harness import announce, fidelity, memory, ops, partial, predict, quiet, registry, timing, training
+from harness import announce, cuda, fidelity, memory, ops, partial, predict, quiet, registry, timing, training
 from harness.build import Bench, Trainer, build_method, data_source, open_bench
 from harness.contracts import Unavailable
 from harness.errors import UsageError
@@ -129,8 +130,9 @@ def _measure(bench: Bench, result: Result) -> None:
         if name not in result.phases:
             gc.collect()
             result.save()
-            with _phase(result, name), _company(bench.spec, name):
+            with cuda.phase_peaks(bench.spec.device) as peaks, _phase(result, name), _company(bench.spec, name):
                 _PHASES[name](bench, result)
+            result.phases[name].cuda_peaks = peaks
 
 
 def _company(spec: CellSpec, phase: str) -> contextlib.AbstractContextManager[None]:
@@ -145,7 +147,9 @@ def _fidelity(bench: Bench, result: Result) -> None:
 
 
 def _memory(bench: Bench, result: Result) -> None:
-    _keep_memory(result, *memory.measure(bench))
+    job = result.job
+    beside = Path(job.store) / job.suite / job.spec.hash / f"{job.run_id}.snapshot.pickle"
+    _keep_memory(result, *memory.measure(bench, snapshot=beside if job.snapshot else None))
 
 
 def _keep_memory(result: Result, block: Any, report: Any, trainer: Trainer) -> None:
@@ -157,7 +161,7 @@ def _keep_memory(result: Result, block: Any, report: Any, trainer: Trainer) -> N
 
 
 def _time(bench: Bench, result: Result) -> None:
-    result.fields["timing"] = timing.measure(bench)
+    result.fields["timing"] = timing.measure(bench, strict=result.job.strict)
 
 
 def _ops(bench: Bench, result: Result) -> None:

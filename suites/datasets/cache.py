@@ -37,8 +37,17 @@ class Cached:
     sha256: str
 
 
-def write_cache(path: Path, arrays: Arrays, meta: Mapping[str, Any]) -> Cached:
+def write_cache(
+    path: Path, arrays: Arrays, meta: Mapping[str, Any], compress: bool = True, durable: bool = True
+) -> Cached:
     """Write arrays with their hash, whole or not at all.
+
+    Args:
+        path: the file.
+        arrays: by name.
+        meta: to be kept beside them.
+        compress: smaller; not worth its time for photographs.
+        durable: wait for the disk; not needed for what is verified when read and can be made again.
 
     Raises:
         Unavailable: the file cannot be written.
@@ -46,7 +55,8 @@ def write_cache(path: Path, arrays: Arrays, meta: Mapping[str, Any]) -> Cached:
     result = Cached(arrays, dict(meta), sha256_arrays(arrays))
     note = np.array(json.dumps({"sha256": result.sha256, "meta": result.meta}, sort_keys=True))
     content: dict[str, Any] = {_META: note, **arrays}
-    write_atomically(path, lambda file: np.savez_compressed(file, **content))
+    save = np.savez_compressed if compress else np.savez
+    write_atomically(path, lambda file: save(file, **content), durable)
     return result
 
 

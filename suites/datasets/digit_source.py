@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
 from typing import Any
 
@@ -12,6 +11,7 @@ from pydantic import Field, PositiveInt
 from harness.contracts import Options, Unavailable
 from suites.datasets.cache import Arrays, cached
 from suites.datasets.root import sha256_arrays
+from suites.datasets.splits import hashed_order
 
 CLASSES = 10
 SIZE = 8
@@ -83,16 +83,12 @@ def split_indices(labels: np.ndarray, seed: int = SPLIT_SEED) -> dict[str, np.nd
     Returns:
         Indices of ``train`` and ``test``.
     """
-    draw, order = (_hashed_order(len(labels), f"{seed}:{purpose}") for purpose in ("draw", "order"))
+    draw, order = (hashed_order(len(labels), f"{seed}:{purpose}") for purpose in ("draw", "order"))
     is_test = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         of_class = draw[labels[draw] == label]
         is_test[of_class[: round(len(of_class) / TEST_PARTS)]] = True
     return {"train": order[~is_test[order]], "test": order[is_test[order]]}
-
-
-def _hashed_order(count: int, key: str) -> np.ndarray:
-    return np.array(sorted(range(count), key=lambda i: hashlib.sha256(f"{key}:{i}".encode()).digest()))
 
 
 def split_details(split: dict[str, np.ndarray]) -> dict[str, Any]:

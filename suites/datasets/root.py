@@ -84,8 +84,13 @@ def read_file(path: Path) -> bytes:
         raise Unavailable(f"cannot read {path} ({error.strerror})", "check its permissions and the disk") from error
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], durable: bool = True) -> None:
     """Create or replace ``path`` with what ``write`` writes, or leave it as it was.
+
+    Args:
+        path: the file.
+        write: writes the content.
+        durable: wait until it is on the disk, so that a power cut leaves no empty file.
 
     Raises:
         Unavailable: the disk is full or the folder not writable.
@@ -95,9 +100,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         with temporary.open("xb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        if durable:
+            _sync_folder(path.parent)
     except OSError as error:
         remedy = f"free some space, or point ${VARIABLE} to another folder"
         raise Unavailable(f"cannot write {path} ({error.strerror})", remedy) from error

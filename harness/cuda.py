@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
-NO_CUDA = "no CUDA device in this cell"
+from harness.devices import DeviceError, open_device
+from harness.devices.finding import NO_CUDA
+
+NAMES = ("cuda_allocated_bytes", "cuda_reserved_bytes", "cuda_requested_bytes", "nvml_process_bytes")
+SNAPSHOT_EVENTS = 200_000
+"""Most allocations and frees that a snapshot's history keeps (our choice: a step of a deep network has some 10^4)."""
+NEURONS = {"LIF": "lif", "IF": "if_", "PLIF": "plif"}
+"""SpikingJelly's packages of neuron kernels."""
 
 
 @dataclass
@@ -22,6 +30,8 @@ class CudaPeaks:
     reserved: int | None = None
     requested: int | None = None
     process: int | None = None
+    device: int | None = None
+    workspace: int | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -29,41 +39,79 @@ class CudaPeaks:
 def peaks(device: str) -> Iterator[CudaPeaks]:
     """Peaks of the CUDA allocator over a region: collected, emptied and synchronised before."""
     found = CudaPeaks()
-    names = ("cuda_allocated_bytes", "cuda_reserved_bytes", "cuda_requested_bytes", "nvml_process_bytes")
     if device != "cuda":
-        found.reasons = dict.fromkeys(names, NO_CUDA)
+        found.reasons = dict.fromkeys(NAMES, NO_CUDA)
         yield found
         return
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
+    _reset()
     yield found
     torch.cuda.synchronize()
-    found.allocated = torch.cuda.max_memory_allocated()
-    found.reserved = torch.cuda.max_memory_reserved()
-    found.requested = torch.cuda.memory_stats()["requested_bytes.all.peak"]
+    seen = _read()
+    found.allocated, found.reserved = seen["allocated_bytes"], seen["reserved_bytes"]
+    found.requested = seen["requested_bytes"]
     found.process, reason = process_bytes()
+    found.device = open_device(device).state().memory_used_bytes
+    found.workspace = workspace_bytes()
     if reason is not None:
         found.reasons["nvml_process_bytes"] = reason
 
 
+@contextlib.contextmanager
+def phase_peaks(device: str) -> Iterator[dict[str, int]]:
+    """Peaks over a whole phase, also where :func:`peaks` starts anew inside it; filled at the end, empty on a CPU."""
+    found: dict[str, int] = {}
+    if device != "cuda" or not torch.cuda.is_initialized():
+        yield found
+        return
+    torch.cuda.reset_peak_memory_stats()
+    _HIGHEST.clear()
+    try:
+        yield found
+    finally:
+        _remember()
+        found.update(_HIGHEST)
+
+
 def process_bytes() -> tuple[int | None, str | None]:
     """What NVML says this process holds on its current device, or None and the reason."""
-    import pynvml
-
     try:
-        pynvml.nvmlInit()
-        uuid = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-            if process.pid == os.getpid():
-                if process.usedGpuMemory is None:
-                    return None, "NVML does not tell a process's memory here"
-                return int(process.usedGpuMemory), None
-    except pynvml.NVMLError as error:
-        return None, f"NVML: {error}"
-    return None, "NVML does not list this process (its own process-id namespace)"
+        return open_device("cuda").own_bytes(), None
+    except DeviceError as error:
+        return None, error.reason
+
+
+def workspace_bytes() -> int | None:
+    """Bytes of cuBLAS's workspaces, which come from the allocator; they are freed by this and made again when needed.
+
+    None where this torch cannot free them.
+    """
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+    if clear is None:
+        return None
+    before = torch.cuda.memory_allocated()
+    clear()
+    return max(0, before - torch.cuda.memory_allocated())
+
+
+@contextlib.contextmanager
+def snapshot(file: Path | None) -> Iterator[None]:
+    """Record the allocator's history over a region into ``file``, for https://pytorch.org/memory_viz; None: do nothing.
+
+    Works on CUDA only.
+    """
+    if file is None:
+        yield
+        return
+    torch.cuda.memory._record_memory_history(max_entries=SNAPSHOT_EVENTS)
+    try:
+        yield
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.cuda.memory._dump_snapshot(str(file))
+    finally:
+        torch.cuda.memory._record_memory_history(enabled=None)
 
 
 def kernel_path(device: str) -> str:
@@ -73,7 +121,41 @@ def kernel_path(device: str) -> str:
     version = getattr(spikingjelly, "__version__", "2")
     if device == "cpu":
         return f"spikingjelly {version}: torch kernels on the CPU"
-    return f"spikingjelly {version}: automatic CUDA kernels"
+    chosen = {name: found for name, package in NEURONS.items() if (found := _selected(package))}
+    if not chosen:
+        return f"spikingjelly {version}: automatic CUDA kernels"
+    return f"spikingjelly {version}: " + ", ".join(f"{name} {kernel}" for name, kernel in chosen.items())
+
+
+def _selected(package: str) -> str | None:
+    """What a package of SpikingJelly's has chosen on the current device (``_ops/selection.py``); None: nothing yet."""
+    selection = getattr(sys.modules.get(f"spikingjelly._ops.{package}"), "_selection", None)
+    if selection is None or not torch.cuda.is_initialized():
+        return None
+    chosen = getattr(selection, "_selections", {}).get(torch.cuda.current_device())
+    return getattr(chosen, "name", None)
+
+
+_HIGHEST: dict[str, int] = {}
+"""Peaks of the running phase up to the last reset."""
+
+
+def _read() -> dict[str, int]:
+    return {
+        "allocated_bytes": torch.cuda.max_memory_allocated(),
+        "reserved_bytes": torch.cuda.max_memory_reserved(),
+        "requested_bytes": torch.cuda.memory_stats().get("requested_bytes.all.peak", 0),
+    }
+
+
+def _remember() -> None:
+    for name, value in _read().items():
+        _HIGHEST[name] = max(value, _HIGHEST.get(name, 0))
+
+
+def _reset() -> None:
+    _remember()
+    torch.cuda.reset_peak_memory_stats()
 
 
 class StepClock:

@@ -10,7 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from harness.devices.border import Library
 
 DATA_VARIABLE = "SNNBENCH_DATA"
 DEFAULT_DATA_ROOT = Path("~/.cache/snnbench")
@@ -41,10 +44,11 @@ def examine(store: Path) -> Iterator[Finding]:
     """
     yield Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     checks: list[Callable[[], Finding]] = [
-        _torch, _nvml, _triton, _data_root, lambda: _store(store), _fork_server, _peak_reset, _oom_counter,
+        _torch, _triton, _data_root, lambda: _store(store), _fork_server, _peak_reset, _oom_counter,
     ]  # fmt: skip
     for check in checks:
         yield check()
+    yield from _devices()
     yield from _plugins()
 
 
@@ -59,20 +63,49 @@ def _torch() -> Finding:
     return Finding("torch", "ok", f"{torch.__version__}, built for CUDA {torch.version.cuda}")
 
 
-def _nvml() -> Finding:
-    import pynvml
+def _devices() -> Iterator[Finding]:
+    """The GPUs, and what NVML tells of each: every probe that records of a GPU would lack, with what follows."""
+    from harness.devices.border import Nvml
+    from harness.devices.device import DeviceError
 
     meaning = "no GPU cells, no energy, no GPU memory of the process; everything on the CPU works"
     try:
-        pynvml.nvmlInit()
-        try:
-            count, driver = pynvml.nvmlDeviceGetCount(), pynvml.nvmlSystemGetDriverVersion()
-            names = [pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(index)) for index in range(count)]
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError as error:
-        return Finding("CUDA devices (NVML)", "missing", str(error), meaning)
-    return Finding("CUDA devices (NVML)", "ok", f"{', '.join(names) or 'none'}; driver {driver}")
+        library = Nvml()
+        count, driver = library.call("nvmlDeviceGetCount"), library.call("nvmlSystemGetDriverVersion")
+        handles = [library.call("nvmlDeviceGetHandleByIndex", index) for index in range(count)]
+        names = [str(library.call("nvmlDeviceGetName", handle)) for handle in handles]
+    except DeviceError as error:
+        yield Finding("CUDA devices (NVML)", "missing", error.reason, meaning)
+        return
+    yield Finding("CUDA devices (NVML)", "ok", f"{', '.join(names) or 'none'}; driver {driver}")
+    for index, handle in enumerate(handles):
+        yield from examine_device(library, handle, f"GPU {index}")
+
+
+def examine_device(library: Library, handle: Any, title: str) -> Iterator[Finding]:
+    """What one device does not tell.
+
+    Args:
+        library: NVML, or a replay of it.
+        handle: NVML's.
+        title: how to call it.
+    """
+    from harness.devices import DeviceError, NvmlDevice, disturbances
+
+    try:
+        device = NvmlDevice(library, handle, context=False)
+    except DeviceError as error:
+        yield Finding(title, "missing", error.reason, "its cells cannot be measured")
+        return
+    state = device.state()
+    try:
+        yield Finding(f"{title}: energy", "ok", f"counter at {device.energy_j():.0f} J")
+    except DeviceError as error:
+        yield Finding(f"{title}: energy", "missing", error.reason, "energy_per_step_j is null")
+    for name, reason in state.reasons.items():
+        yield Finding(f"{title}: {name}", "missing", reason, "null in records of this device")
+    for found in disturbances(state, state, 1.0):
+        yield Finding(title, "missing", found, "times are marked as disturbed; --strict refuses")
 
 
 def _triton() -> Finding:

@@ -102,6 +102,8 @@ class LedgerReport:
         by_module: ``(module, origin, bytes)`` live at the peak and made in the region, largest first.
         host_bytes: the most that was live at once of what was made inside :func:`host`; no part of ``peak_bytes``.
         timeline: live bytes after each event.
+        lives: ``(bytes, born, died)`` of every storage on the device, with times in events; born 0: before the region,
+            died None: alive at its end.
     """
 
     peak_bytes: int
@@ -111,6 +113,7 @@ class LedgerReport:
     by_module: list[tuple[str, Origin, int]]
     host_bytes: int
     timeline: list[int] = field(repr=False)
+    lives: list[tuple[int, int, int | None]] = field(repr=False, default_factory=list)
 
     @property
     def activation_bytes(self) -> int:
@@ -216,6 +219,7 @@ class Ledger(TorchDispatchMode):
             by_module=sorted(((m, o, b) for (m, o), b in modules.items()), key=lambda row: (-row[2], row[0])),
             host_bytes=self._host_peak,
             timeline=self._timeline,
+            lives=[(block.bytes, block.born, block.died) for block in self._blocks],
         )
 
     def _note(self, tensor: Tensor, tag: Category | None = None) -> None:

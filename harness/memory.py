@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from harness import cuda
 from harness.build import Bench, Trainer, build_method
 from harness.contracts import reset_states
+from harness.devices import allocator
 from harness.host import HostPeak
 from harness.ledger import Ledger, LedgerReport
 from harness.record import Memory, ModuleBytes, Split
@@ -25,12 +28,15 @@ SETTLING_STEPS = 1
 """Steps before the tracked one: after it the optimizer's state exists."""
 
 
-def measure(bench: Bench, plan: dict[str, object] | None = None) -> tuple[Memory, LedgerReport | None, Trainer]:
+def measure(
+    bench: Bench, plan: dict[str, object] | None = None, snapshot: Path | None = None
+) -> tuple[Memory, LedgerReport | None, Trainer]:
     """The memory block of a cell.
 
     Args:
         bench: the cell; its batch may be fake.
         plan: a real run's decisions for the method to replay.
+        snapshot: where a snapshot of the CUDA allocator over one more step goes; None: no snapshot.
 
     Returns:
         The block, the ledger's whole report (None for a method that it cannot count), and the trainer (whose method
@@ -54,13 +60,26 @@ def measure(bench: Bench, plan: dict[str, object] | None = None) -> tuple[Memory
         reasons["saved_bytes"] = "the step ran no backward"
     if host.bytes is None:
         reasons["host_peak_bytes"] = host.reason or "not measured"
-    return _block(report, peaks, host, spec.device, plan_seconds, reasons), report, trainer
+    block = _block(report, peaks, host, spec.device, plan_seconds, reasons)
+    if spec.device == "cuda":
+        block.cuda_facts = _cuda_facts(report, peaks)
+        if snapshot is not None and not spec.predicted:
+            with cuda.snapshot(snapshot):
+                trainer.step(*bench.batch)
+            block.cuda_facts["snapshot"] = snapshot.name
+    return block, report, trainer
 
 
-def track(trainer: Trainer, bench: Bench) -> LedgerReport:
-    """The ledger's report of one settled training step."""
+def track(trainer: Trainer, bench: Bench, settle: Callable[[Trainer, Bench], None] | None = None) -> LedgerReport:
+    """The ledger's report of one settled training step.
+
+    Args:
+        trainer: fresh.
+        bench: the cell.
+        settle: brings the optimizer's state about; default: real steps.
+    """
     x, y = bench.batch
-    _settle(trainer, bench)
+    (settle or _settle)(trainer, bench)
     gc.collect()
     ledger = Ledger(trainer.model, bench.spec.device)
     ledger.register("inputs", [x, y])
@@ -86,8 +105,7 @@ def _untracked(trainer: Trainer, bench: Bench) -> tuple[cuda.CudaPeaks, HostPeak
     host = HostPeak()
     if bench.spec.predicted:
         host.reason = "predicted: nothing ran"
-        names = ("cuda_allocated_bytes", "cuda_reserved_bytes", "cuda_requested_bytes", "nvml_process_bytes")
-        return cuda.CudaPeaks(reasons=dict.fromkeys(names, "predicted: nothing ran")), host
+        return cuda.CudaPeaks(reasons=dict.fromkeys(cuda.NAMES, "predicted: nothing ran")), host
     gc.collect()
     with cuda.peaks(bench.spec.device) as peaks, host:
         trainer.step(*bench.batch)
@@ -113,6 +131,15 @@ def _block(
         plan_seconds=plan_seconds,
         reasons=reasons,
     )
+
+
+def _cuda_facts(report: LedgerReport | None, peaks: cuda.CudaPeaks) -> dict[str, Any]:
+    """What stands between the ledger's peak and the allocator's: cuts that the allocator leaves, and workspaces."""
+    facts: dict[str, Any] = {"workspace_bytes": peaks.workspace, "nvml_device_bytes": peaks.device}
+    if report is not None:
+        model = allocator.replay(report.lives)
+        facts |= {"modelled_allocated_bytes": model.peak_allocated, "modelled_reserved_bytes": model.peak_reserved}
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _counted(report: LedgerReport | None) -> dict[str, Any]:

@@ -44,6 +44,9 @@ class PhaseResult(BaseModel):
     reason: str | None = None
     traceback: str | None = None
     bytes_requested: int | None = None
+    cuda_peaks: dict[str, int] = {}
+    """Peaks of the CUDA allocator over the phase (``allocated_bytes``, ``reserved_bytes``, ``requested_bytes``); empty
+    on a CPU."""
 
 
 class LayerError(BaseModel):
@@ -117,6 +120,10 @@ class Memory(_Block):
     cuda_reserved_bytes: int | None
     cuda_requested_bytes: int | None
     nvml_process_bytes: int | None
+    cuda_facts: dict[str, Any] = {}
+    """On CUDA, beside the peaks: ``modelled_allocated_bytes`` and ``modelled_reserved_bytes`` (the ledger's storages in
+    a model of the caching allocator), ``workspace_bytes`` (cuBLAS's, in the allocator but not in the ledger),
+    ``nvml_device_bytes`` (all processes together), ``snapshot`` (file beside the record)."""
     kernel_path: str
     plan_seconds: float | None
 
@@ -145,6 +152,12 @@ class Timing(_Block):
     ratio_high: float | None
     paired: bool
     energy_per_step_j: float | None
+    energy_window: dict[str, Any] = {}
+    """Seconds, steps, joules, idle watts, temperatures and source of the energy; empty where none was measured."""
+    device_before: dict[str, Any] = {}
+    """What NVML said of the device before the timed rounds: memory, power, temperature, clocks, throttling, processes
+    of others. Empty on a CPU."""
+    device_after: dict[str, Any] = {}
 
 
 class LayerActivity(BaseModel):

@@ -8,13 +8,18 @@ from __future__ import annotations
 import gc
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from harness import energy
 from harness.build import Batch, Bench, Trainer, build_method
+from harness.contracts import Unavailable
 from harness.cuda import StepClock
+from harness.devices import Device, DeviceError, disturbances, open_device
 from harness.record import Timing
 
 WARM_STEPS, WARM_SECONDS, WARM_AGREE, WARM_WITHIN, WARM_LIMIT = 3, 0.3, 3, 0.10, 40
@@ -34,20 +39,50 @@ FOREIGN_LOAD = 0.5
 
 @dataclass(frozen=True)
 class Rounds:
-    """Seconds of every step, by round."""
+    """Seconds of every step, by round; steps of the warm-up; processors that others kept busy; the GPU's disturbances."""
 
     method: list[list[float]]
     baseline: list[list[float]]
     warmup: int
     foreign: float | None
+    device: tuple[str, ...] = ()
 
 
-def measure(bench: Bench) -> Timing:
-    """The timing block of a cell."""
-    method = bench.trainer()
+def measure(bench: Bench, strict: bool = False) -> Timing:
+    """The timing block of a cell.
+
+    Args:
+        bench: the cell.
+        strict: do not time on a GPU that others use or whose clocks are held down.
+
+    Raises:
+        Unavailable: so it is, and ``strict``.
+    """
+    spec, method = bench.spec, bench.trainer()
     baseline, reason = _baseline(bench)
-    rounds = _rounds(bench.batch, bench.spec.device, method, baseline)
-    return summarise(rounds, bench.spec.batch, bench.spec.baseline, bench.spec.device, reason)
+    device = open_device(spec.device)
+    before, begin = device.state(), time.perf_counter()
+    if strict and (found := disturbances(before, before, 1.0)):
+        raise Unavailable(f"this GPU is disturbed: {'; '.join(found)}", "wait until it is not, or run without --strict")
+    rounds = _rounds(bench.batch, spec.device, method, baseline)
+    after = device.state()
+    rounds = replace(rounds, device=tuple(disturbances(before, after, time.perf_counter() - begin)))
+    block = summarise(rounds, spec.batch, spec.baseline, spec.device, reason)
+    if spec.device == "cuda":
+        block.device_before, block.device_after = asdict(before), asdict(after)
+        _add_energy(block, device, lambda: method.step(*bench.batch))
+    return block
+
+
+def _add_energy(block: Timing, device: Device, step: Callable[[], object]) -> None:
+    """Fill in the energy of a step, or the reason why there is none."""
+    try:
+        window = energy.measure(device, step, torch.cuda.synchronize, block.step_time_s)
+    except DeviceError as error:
+        block.reasons["energy_per_step_j"] = error.reason
+        return
+    block.energy_per_step_j, block.energy_window = window.energy_per_step_j, window.facts()
+    del block.reasons["energy_per_step_j"]
 
 
 def _baseline(bench: Bench) -> tuple[Trainer | None, str | None]:
@@ -106,8 +141,8 @@ def summarise(rounds: Rounds, batch: int, baseline: str, device: str, unpaired: 
     third = max(1, len(flat) // 3)
     drift = float(np.median(flat[-third:]) / np.median(flat[:third]) - 1)
     cv = float(flat.std(ddof=1) / flat.mean()) if len(flat) > 1 else 0.0
-    disturbances = _disturbances(rounds.foreign)
-    verdict = "disturbed" if disturbances else "noisy" if cv > NOISY_CV or abs(drift) > NOISY_DRIFT else "stable"
+    disturbed = [*_disturbances(rounds.foreign), *rounds.device]
+    verdict = "disturbed" if disturbed else "noisy" if cv > NOISY_CV or abs(drift) > NOISY_DRIFT else "stable"
     block = {
         "step_time_s": median,
         "iqr_s": float(np.subtract(*np.percentile(flat, [75, 25]))),
@@ -120,12 +155,12 @@ def summarise(rounds: Rounds, batch: int, baseline: str, device: str, unpaired: 
         "cv": cv,
         "drift": drift,
         "verdict": verdict,
-        "disturbances": disturbances,
+        "disturbances": disturbed,
         "baseline": baseline,
         "paired": bool(rounds.baseline),
         "energy_per_step_j": None,
     }
-    reasons = {"energy_per_step_j": "no energy counter on this device" if device == "cpu" else "window under 5 s"}
+    reasons = {"energy_per_step_j": "no energy counter on this device" if device == "cpu" else "no window was measured"}
     return Timing.model_validate({**block, **_ratio(rounds, unpaired, reasons), "reasons": reasons})
 
 

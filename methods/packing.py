@@ -11,7 +11,9 @@ Every pack verifies itself: what the codes give back is compared with the input 
 elements that differ is added to a counter there. Fractions, negative values, NaN and values above the width all differ,
 whatever their conversion to ``uint8`` did. The only thing that is lost unnoticed is the sign of a negative zero.
 
-Memory while packing: one byte an element for the codes, and the comparison of an eighth of them at a time.
+Memory while packing: one byte an element for the codes, and the comparison of an eighth of them at a time. On a CUDA
+device with Triton floating tensors go through one kernel instead (:mod:`methods.kernels.pack_triton`): the same payload
+and count, nothing beside the payload, and what does not fit has the code 0.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from methods.kernels.choice import FLOATS, triton_at
 
 RAW = 0
 """The width that keeps a tensor as it is."""
@@ -98,7 +102,12 @@ def pack(x: Tensor, width: int, violations: Tensor | None = None) -> Packed:
         x = x.contiguous()
     count = x.numel()
     run = -(-count // 8)
-    flat, codes = x.as_strided((count,), (1,)), x.new_empty(8 * run, dtype=torch.uint8)
+    flat = x.as_strided((count,), (1,))
+    if x.dtype in FLOATS and triton_at(x.device):
+        from methods.kernels import pack_triton
+
+        return Packed(width, x.shape, x.stride(), x.dtype, pack_triton.pack(flat, width, violations))
+    codes = x.new_empty(8 * run, dtype=torch.uint8)
     codes[:count].copy_(flat)
     codes[count:].zero_()
     if width < 8:
@@ -125,6 +134,11 @@ def unpack(packed: Packed) -> Tensor:
             raise RuntimeError("the kept input of a checkpointed stage was modified in place after it had been kept")
         return packed.payload.detach()
     width, codes = packed.width, packed.payload
+    if packed.dtype in FLOATS and triton_at(codes.device):
+        from methods.kernels import pack_triton
+
+        flat = pack_triton.unpack(codes, width, packed.shape.numel(), packed.dtype)
+        return flat.as_strided(packed.shape, packed.stride)
     if width < 8:
         codes = codes.view(width, 1, -1).bitwise_right_shift(_shifts(width, codes.device))
         codes = codes.bitwise_and_((1 << width) - 1).view(-1)

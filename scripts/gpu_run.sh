@@ -1,40 +1,94 @@
 #!/usr/bin/env bash
-# One command on a GPU machine: checks the environment, holds every method to its promises on CUDA's neighbours, runs the
-# quick suite's gpu profile, and compares ledger and allocator for every method. Records land in $OUT (default gpu-out).
+# One command on a GPU machine: what works there, the kernels' tests and speed on the device, the ledger against CUDA's
+# allocator for every method, and the gpu profiles of quick, scaling and cifar as far as the time goes; energy comes with
+# every timed cell.
 #
-#   scripts/gpu_run.sh [--minutes M]        # stops starting new work after M minutes (default 20)
+#   scripts/gpu_run.sh [--minutes M] [--wheels DIR] [--store DIR]
 #
-# Works with torch 2.11 to 2.13, Python 3.11 and 3.12, from a checkout without installing (entry points come from a
-# metadata folder that this script builds). Partial results survive an abort: every cell writes its record when it ends.
+#   --minutes M    start nothing new after M minutes, and stop what runs (default 20)
+#   --wheels DIR   install these wheels for this run only, without a network
+#   --store DIR    where records go (default results/gpu); the same command again resumes
+#
+# Results land in $OUT (default gpu-out), at most eight files: doctor.txt, nvml.json, kernel_tests.txt, kernels.json,
+# run.log, table.csv, table.txt, records.tgz. The records are brought up to date every half minute, so an abort
+# loses little.
+#
+# Works with torch 2.11 to 2.13 and Python 3.11 and 3.12, offline, in a checkout that is not installed. Exit codes: 0 all
+# went well, 1 something failed or did not fit, 2 nothing can run here.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-minutes=20
-if [ "${1:-}" = --minutes ]; then minutes=$2; fi
-out=${OUT:-gpu-out}
-mkdir -p "$out"
+minutes=20 wheels="" store=results/gpu python=${PYTHON:-python3}
+while [ $# -gt 0 ]; do
+  case $1 in
+    --minutes) minutes=${2:?--minutes needs a number}; shift 2 ;;
+    --wheels) wheels=${2:?--wheels needs a folder}; shift 2 ;;
+    --store) store=${2:?--store needs a folder}; shift 2 ;;
+    *) echo "gpu_run: unknown option $1 (allowed: --minutes M, --wheels DIR, --store DIR)" >&2; exit 2 ;;
+  esac
+done
+case $minutes in ''|*[!0-9]*) echo "gpu_run: --minutes takes a whole number, not '$minutes'" >&2; exit 2 ;; esac
 deadline=$(( $(date +%s) + minutes * 60 ))
-left() { echo $(( deadline - $(date +%s) )); }
-
-if ! python3 -c "import snnbench, importlib.metadata as m; m.version('snnbench')" 2>/dev/null; then
-  # --no-build-isolation: the machine may have no network.
-  python3 -m pip install -q --no-deps --no-build-isolation --target "$out/.site" . || exit 2
-  export PYTHONPATH="$out/.site${PYTHONPATH:+:$PYTHONPATH}"
+site=$(mktemp -d)
+trap 'rm -rf "$site"' EXIT
+if [ -n "$wheels" ]; then
+  "$python" -m pip install -q --no-index --no-deps --no-compile --target "$site" "$wheels"/*.whl || exit 2
 fi
-snnbench() { python3 -m harness "$@"; }
+export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+"$python" scripts/gpu_check.py "$site" || exit 2
 
-snnbench doctor 2>&1 | tee "$out/doctor.txt"
-store=$out/store
-timeout "$(left)" python3 -m harness run quick --profile gpu --store "$store" 2>&1 | tee "$out/quick.log"
-timeout 300 python3 -m harness results export "$out/table.csv" --store "$store"
-tar -C "$store" -czf "$out/records.tgz" --exclude '*.parquet' . && rm -rf "$out/.site"
-python3 - "$out/table.csv" <<'PY'
-import sys
+out=${OUT:-gpu-out}
+mkdir -p "$out" "$store"
+failed=0
 
-import pandas as pd
+left() { echo $(( deadline - $(date +%s) )); }
+# pack: records, table and its text, each written aside and renamed
+pack() {
+  keep
+  "$python" -m harness results export "$site/table.csv" --store "$store" >"$site/export.log" 2>&1 || return 0
+  "$python" scripts/gpu_table.py "$site/table.csv" >"$site/table.txt" 2>&1
+  for name in table.csv table.txt; do mv -f "$site/$name" "$out/$name"; done
+}
+# keep: the records alone, which costs next to nothing beside a timed cell
+keep() {
+  tar -C "$store" --exclude='*.parquet' --exclude='.partial' --exclude='*.pickle' -czf "$site/records.tgz" . &&
+    mv -f "$site/records.tgz" "$out/records.tgz"
+}
+# stage SECONDS NAME COMMAND...: at most that long, never beyond the deadline; a failure is noted and the rest goes on
+stage() {
+  local limit=$1 name=$2 rest
+  shift 2
+  rest=$(left)
+  if [ "$rest" -lt 15 ]; then echo "== $name: skipped, no time is left"; failed=1; return 1; fi
+  [ "$limit" -gt "$rest" ] && limit=$rest
+  echo "== $name (at most $limit s)"
+  timeout --signal=INT --kill-after=20 "$limit" "$@" || { echo "== $name: exit code $?"; failed=1; return 1; }
+}
+finish() {
+  trap '' INT TERM
+  trap - EXIT
+  [ -n "${packer:-}" ] && kill "$packer" 2>/dev/null && wait "$packer" 2>/dev/null
+  pack
+  [ -f "$out/table.txt" ] && cat "$out/table.txt"
+  rm -rf "$site"
+  exit "$failed"
+}
+trap finish EXIT
+trap 'failed=1; exit 1' INT TERM
+( trap - EXIT; while sleep 30; do keep; done ) 2>/dev/null &
+packer=$!
 
-table = pd.read_csv(sys.argv[1])
-table = table[table.cuda_allocated_bytes.notna()]
-table["ledger/allocator"] = table.peak_live_bytes / table.cuda_allocated_bytes
-columns = ["method_label", "model", "T", "batch", "peak_live_bytes", "cuda_allocated_bytes", "ledger/allocator", "ratio"]
-print(table[columns].to_string(index=False) if len(table) else "no CUDA records")
-PY
+{
+  stage 120 "what works here" "$python" -m harness doctor --store "$store" 2>&1 | tee "$out/doctor.txt" || failed=1
+  stage 60 "NVML" "$python" scripts/gpu_nvml.py "$out/nvml.json"
+  if "$python" -c "import pytest, hypothesis, pytest_timeout" 2>/dev/null; then
+    stage 420 "kernels' tests on the device" "$python" -m pytest -q tests/kernels tests/harness/test_allocator_model.py \
+      2>&1 | tee "$out/kernel_tests.txt" || failed=1
+  else
+    echo "== kernels' tests: skipped, pytest, hypothesis or pytest-timeout is not installed" | tee "$out/kernel_tests.txt"
+  fi
+  stage 300 "kernels' speed" "$python" scripts/gpu_kernels.py "$out/kernels.json"
+  stage 900 "ledger against allocator" "$python" -m harness run "$site/gpu-memory.toml" --profile gpu --store "$store"
+  for suite in quick scaling cifar; do
+    stage 86400 "suite $suite" "$python" -m harness run "$suite" --profile gpu --store "$store"
+  done
+} > >(tee "$out/run.log") 2>&1

@@ -77,13 +77,14 @@ def cuda_present() -> bool:
     """Whether NVML sees a GPU that this process may use; asks no CUDA, so the process stays free of it."""
     if os.environ.get(MASK) in ("", "-1"):
         return False
-    import pynvml
+    from harness.devices.border import Nvml
+    from harness.devices.device import DeviceError
 
     try:
-        pynvml.nvmlInit()
+        library = Nvml()
         try:
-            return bool(pynvml.nvmlDeviceGetCount() > 0)
+            return bool(library.call("nvmlDeviceGetCount") > 0)
         finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError:  # no driver
+            library.close()
+    except DeviceError:  # no driver
         return False

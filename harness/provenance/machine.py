@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from harness.devices.border import Library, Nvml
+from harness.devices.device import DeviceError
 from harness.provenance.facts import NotAvailableError, read
 
 PROC, SYS = Path("/proc"), Path("/sys")
@@ -117,17 +119,13 @@ def gpus(visible: list[str] | None) -> dict[str, Any]:
         NotAvailableError: no NVML, no driver, or no such device.
     """
     try:
-        import pynvml
-    except ImportError as error:
-        raise NotAvailableError(f"NVML: {error}") from None
-    try:
-        pynvml.nvmlInit()
+        library = Nvml()
         try:
-            return _gpus(pynvml, visible)
+            return _gpus(library, visible)
         finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError as error:
-        raise NotAvailableError(f"NVML: {error}") from None
+            library.close()
+    except DeviceError as error:
+        raise NotAvailableError(error.reason) from None
 
 
 def visible_gpus() -> list[str] | None:
@@ -161,19 +159,19 @@ def choose(devices: list[dict[str, Any]], visible: list[str] | None) -> list[dic
     return found
 
 
-def _gpus(nvml: Any, visible: list[str] | None) -> dict[str, Any]:
-    handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-    cuda = nvml.nvmlSystemGetCudaDriverVersion()
+def _gpus(nvml: Library, visible: list[str] | None) -> dict[str, Any]:
+    handles = [nvml.call("nvmlDeviceGetHandleByIndex", index) for index in range(nvml.call("nvmlDeviceGetCount"))]
+    cuda = nvml.call("nvmlSystemGetCudaDriverVersion")
     return {
         "devices": choose([_device(nvml, handle) for handle in handles], visible),
-        "driver": nvml.nvmlSystemGetDriverVersion(),
+        "driver": nvml.call("nvmlSystemGetDriverVersion"),
         "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}",
     }
 
 
-def _device(nvml: Any, handle: Any) -> dict[str, Any]:
+def _device(nvml: Library, handle: Any) -> dict[str, Any]:
     return {
-        "name": nvml.nvmlDeviceGetName(handle),
-        "uuid": nvml.nvmlDeviceGetUUID(handle),
-        "memory_bytes": int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+        "name": nvml.call("nvmlDeviceGetName", handle),
+        "uuid": nvml.call("nvmlDeviceGetUUID", handle),
+        "memory_bytes": int(nvml.call("nvmlDeviceGetMemoryInfo", handle).total),
     }

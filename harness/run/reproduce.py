@@ -22,7 +22,7 @@ from harness.store.recordfile import DamagedRecordError, NewerRecordError, decod
 BLOCKS = ("fidelity", "memory", "ops", "training")
 """Blocks of a record whose numbers a second run on the same machine and code repeats exactly, but for :data:`NOISY`."""
 NOISY = frozenset(
-    {"seconds", "plan_seconds", "host_peak_bytes", "cuda_reserved_bytes", "nvml_process_bytes", "reasons"}
+    {"seconds", "plan_seconds", "host_peak_bytes", "cuda_reserved_bytes", "cuda_facts", "nvml_process_bytes", "reasons"}
 )
 """Fields of those blocks that vary from run to run."""
 VOLATILE = ("load_average", "reasons", "environment.CUDA_VISIBLE_DEVICES")

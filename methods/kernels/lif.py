@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from methods.kernels import lif_torch
+from methods.kernels.choice import triton_at
 from methods.kernels.lif_torch import Neuron
 from methods.packing import RAW, pack, unpack
 
@@ -26,6 +27,10 @@ Save = Literal["membrane", "input"]
 
 def kernel(device: torch.device) -> ModuleType:
     """The implementation for ``device``: a module with the names of ``lif_torch``."""
+    if triton_at(device):
+        from methods.kernels import lif_triton
+
+        return lif_triton
     return lif_torch
 
 

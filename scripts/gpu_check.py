@@ -1,0 +1,85 @@
+"""Can this machine run the GPU cells? Exit code 2 and one line where it cannot; used by ``gpu_run.sh``.
+
+Also writes into SITE the suite that holds the ledger against the allocator, and the metadata folder through which entry
+points are found in a checkout that is not installed; that needs neither a network nor a build tool.
+
+    python scripts/gpu_check.py SITE
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+NEEDED = ("spikingjelly", "tonic", "torchvision", "numpy", "pandas", "pyarrow", "sklearn", "pydantic", "click", "rich",
+          "jinja2", "pynvml")  # fmt: skip
+"""Modules without which no cell runs."""
+
+
+def problem() -> str | None:
+    """Why nothing can be measured here, in one line, or None."""
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed"
+    import torch
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} sees no CUDA device (driver missing, or CUDA_VISIBLE_DEVICES hides it)"
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"{', '.join(missing)} not installed: pip install -c constraints.txt ., or give --wheels DIR"
+    return None
+
+
+def installed() -> bool:
+    """Whether entry points of this project are known already."""
+    try:
+        importlib.metadata.version("snnbench")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def write_metadata(site: Path) -> None:
+    """Name, version and entry points, from ``pyproject.toml``."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    folder = site / f"{project['name']}-{project['version']}.dist-info"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    groups = {"console_scripts": project["scripts"], **project["entry-points"]}
+    lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in names.items()) for group, names in groups.items()]
+    (folder / "entry_points.txt").write_text("\n".join(lines))
+
+
+def write_suite(site: Path) -> None:
+    """``gpu-memory.toml`` with the names of all methods, those of plugins too."""
+    sys.path.insert(0, str(site))
+    names = sorted(entry.name for entry in importlib.metadata.entry_points(group="snnbench.methods"))
+    text = (ROOT / "scripts" / "gpu_memory.toml").read_text()
+    (site / "gpu-memory.toml").write_text(text.replace('"EVERY"', json.dumps(names)))
+
+
+def main(site: str) -> int:
+    """Check, and write what the run needs into the folder ``site``."""
+    reason = problem()
+    if reason is not None:
+        print(f"gpu_run: no GPU cell can run here: {reason}", file=sys.stderr)
+        return 2
+    prepare(Path(site))
+    return 0
+
+
+def prepare(site: Path) -> None:
+    """Metadata where the project is not installed, and the suite."""
+    site.mkdir(parents=True, exist_ok=True)
+    if not installed():
+        write_metadata(site)
+    write_suite(site)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -99,7 +99,7 @@ class Twin:
     """
 
     def __init__(self, model: StagedModel, setting: Setting, mode: FakeTensorMode) -> None:
-        self.model, self._setting = _copy(model, mode), setting
+        self.model, self._setting = copy_of(model, mode), setting
         # Neither scaler nor observers: the original's belong to real steps.
         self._loss = Loss(setting.loss.kind, setting.loss.criterion)
         shape, _, _, device = setting.given
@@ -224,7 +224,7 @@ def _named(place: str, module: nn.Module) -> Iterator[None]:
         raise ValueError(f"{reason}; use level 'O1'") from error
 
 
-def _copy(model: StagedModel, mode: FakeTensorMode) -> StagedModel:
+def copy_of(model: StagedModel, mode: FakeTensorMode) -> StagedModel:
     """A fake copy that runs under fake tensors whatever the original has set."""
     twin = faked(model, mode)
     for module in twin.modules():

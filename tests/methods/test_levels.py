@@ -395,7 +395,5 @@ def test_a_plan_for_another_structure_is_refused(segments):
 def test_conformance(level):
     nets = {name: conformance.NETS[name] for name in ("batch norm over T x N", "dropout")}
     results = conformance.check("checkpoint-compress", {"level": level}, nets)
-    # A plan for each T spends what its peak leaves free: saved bytes follow the peak, not T.
-    failed = [r for r in results if r.passed is False and not r.name.startswith("saved bytes")]
-    assert results
-    assert not failed, failed
+    assert any(result.passed for result in results)
+    assert not [result for result in results if result.passed is False]

@@ -1,0 +1,122 @@
+"""The forward of a streamed layer, in chunks over the batch: two passes where batch statistics couple the samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods._stream_norm import Moments
+from methods._stream_ops import run_leaves
+from methods._stream_rows import Rows
+from methods._stream_unit import Mode, Saved, Unit, before_neuron, chunks_of
+from methods.kernels import lif_stream
+from methods.kernels.lif_stream import Affine
+from methods.packing import RAW
+
+
+class Forward:
+    """One forward of a layer; see :mod:`methods._stream_unit`.
+
+    Args:
+        unit: the layer.
+        x: its input.
+        mode: how it runs.
+        width: bits an element of its output.
+        amp: the dtype that autocast asks for, or None.
+    """
+
+    def __init__(self, unit: Unit, x: Rows, mode: Mode, width: int, amp: torch.dtype | None) -> None:
+        self.unit, self.x, self.mode, self.width = unit, x, mode, width
+        q = unit.node.w.detach().sigmoid() if hasattr(unit.node, "w") else None
+        self.saved = Saved(q=q, v0=unit.node.v, amp=amp)
+        self.bound = None if unit.op is None else unit.op.bound(amp)
+        self.out: Rows | None = None
+
+    def run(self) -> tuple[Rows, Saved]:
+        """The output, and what the backward needs beside the input."""
+        unit, mode, saved = self.unit, self.mode, self.saved
+        hold = mode.keep != "x" or mode.convs == 1
+        if unit.coupled:
+            moments = Moments(unit.norm.per_step)  # type: ignore[union-attr]
+            y: Tensor | None = None
+            for _, a, b, runs in chunks_of(self.x, mode.chunks, grows=True):
+                if runs:
+                    y = None
+                    y = self._y(a, b)
+                    moments.add(y)
+                elif hold:
+                    y = torch.empty_like(saved.ys[0])  # type: ignore[arg-type]
+                if hold:
+                    saved.ys.append(y)
+            assert y is not None
+            saved.statistics = unit.norm.statistics(moments, y.dim())  # type: ignore[union-attr]
+            del y
+        affine = self._affine()
+        for index, a, b, runs in chunks_of(self.x, mode.chunks, grows=mode.keep == "u" or not unit.coupled):
+            y = self._held(index, a, b, runs)
+            if affine is None and unit.norm is not None:
+                saved.statistics = unit.norm.statistics(None, y.dim())
+                affine = self._affine()
+            if runs:
+                self._fire(index, a, b, y, affine)
+            elif mode.keep == "u":
+                saved.us.append(torch.empty_like(saved.us[0]))  # type: ignore[arg-type]
+            if mode.keep == "x" and saved.ys:
+                saved.ys[index] = None
+            del y
+        if mode.keep == "x":
+            saved.ys.clear()
+        assert self.out is not None
+        return self.out, saved
+
+    def _y(self, a: int, b: int) -> Tensor:
+        h = run_leaves(self.unit.pre, self.x.read(a, b))
+        return h if self.bound is None else self.bound.forward(h)
+
+    def _held(self, index: int, a: int, b: int, runs: bool) -> Tensor:
+        """The convolution's output of a chunk; one that nobody else holds, unless it is to be kept."""
+        ys = self.saved.ys
+        if self.unit.coupled and ys:
+            held = ys[index]
+            assert held is not None
+            return held
+        if not runs:
+            y = torch.empty_like(ys[0]) if ys and ys[0] is not None else torch.empty(0)
+        else:
+            y = self._y(a, b)
+            if self.bound is None and self.mode.keep == "x":
+                y = y.clone()  # the membranes will take its memory, and a raw input is not ours
+        if self.mode.keep != "x":
+            ys.append(y)
+        return y
+
+    def _affine(self) -> Affine | None:
+        found = self.saved.statistics
+        return None if found is None or self.unit.norm is None else self.unit.norm.affine(found)
+
+    def _fire(self, index: int, a: int, b: int, y: Tensor, affine: Affine | None) -> None:
+        unit, saved = self.unit, self.saved
+        y, u, affine = before_neuron(unit, y, affine, ours=self.mode.keep == "x")
+        v0 = unit.initial(saved.v0, a, b)
+        if unit.post:
+            lif_stream.charge_and_fire(y, u, affine, v0, saved.q, unit.neuron)
+            s = run_leaves(unit.post, lif_stream.fire(u, unit.neuron))
+            self._room(s.shape, s.dtype).write(a, b, s)
+        else:
+            out = self._room(y.shape, y.dtype)
+            if out.width == RAW:
+                lif_stream.charge_and_fire(y, u, affine, v0, saved.q, unit.neuron, out.payload[:, a:b])
+            else:
+                flat, view = out.codes(b - a)
+                lif_stream.charge_and_fire(y, u, affine, v0, saved.q, unit.neuron, view)
+                out.put(a, b, flat)
+        if self.mode.keep == "u":
+            saved.us.append(u)
+
+    def _room(self, shape: Any, dtype: torch.dtype) -> Rows:
+        if self.out is None:
+            whole = (shape[0], self.x.shape[1], *shape[2:])
+            self.out = Rows.empty(self.width, whole, dtype, self.x.payload.device)
+        return self.out

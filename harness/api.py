@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from harness import fidelity, memory, predict, registry, timing, training
 from harness.build import open_bench
+from harness.errors import UsageError
+from harness.plan.live import Applied, LivePlan, plan
 from harness.record import Fidelity, Memory, Timing, Training
 from harness.spec import CellSpec, LossSpec, Ref
 from harness.store import Store
 from harness.store.frame import frame
+
+if TYPE_CHECKING:
+    from harness.plan.benching import Measured
+
+__all__ = [
+    "Applied", "LivePlan", "Named", "bench", "cell", "load", "measure_fidelity", "measure_memory", "measure_time",
+    "plan", "train",
+]  # fmt: skip
 
 Named = str | Mapping[str, Any]
 """A plugin by name, or ``{"name": ..., option: value}`` as in a suite file."""
@@ -87,6 +97,38 @@ def train(spec: CellSpec) -> Training:
 def load(*stores: Path | str, all_runs: bool = False) -> pd.DataFrame:
     """Records of result stores as one tidy table, the latest of each cell."""
     return frame([item for store in stores for item in Store(store).records()], all_runs=all_runs)
+
+
+def bench(
+    factory: str | Callable[[], Any],
+    input: Sequence[int],
+    *,
+    methods: Sequence[str] = (),
+    store: Path | str = "results/bench",
+    **fields: Any,
+) -> Measured:
+    """Measure memory, paired time and gradient of every method on a model of your own, each in its own process.
+
+    Args:
+        factory: ``module:factory``, or a function of a module that other processes can import; gives the model.
+        input: ``(T, N, C, H, W)``.
+        methods: names, with options as ``name:option=value``; empty: all that are installed.
+        store: folder of the records; ``snnbench report --store`` makes pages of it.
+        fields: any other field of :class:`harness.plan.benching.Request`.
+
+    Raises:
+        UsageError: the model cannot be loaded or run, or an option is wrong.
+    """
+    from rich.console import Console
+
+    from harness.plan.benching import Request
+    from harness.plan.benching import bench as measure
+
+    if not isinstance(factory, str):
+        if factory.__module__ == "__main__" or "<" in factory.__qualname__:
+            raise UsageError(f"{factory.__qualname__}: other processes cannot import it; put it into a module")
+        factory = f"{factory.__module__}:{factory.__qualname__}"
+    return measure(Request(factory, tuple(input), Path(store), methods=tuple(methods), **fields), Console(quiet=True))
 
 
 def _ref(kind: str, named: Named) -> Ref:

@@ -6,9 +6,28 @@ The public API, for users and plugin authors. A plugin needs the contracts only.
 >>> spec = snnbench.cell("checkpoint", "convnet", "digits", T=4, batch=16, predicted=True)
 >>> snnbench.measure_memory(spec).peak_live_bytes > 0
 True
+
+Which method lets a model of your own train within your memory, and training it with that method:
+
+>>> from spikingjelly.activation_based import layer, neuron
+>>> from torch import nn
+>>> net = nn.Sequential(layer.Linear(8, 16), neuron.LIFNode(), layer.Linear(16, 3))
+>>> plan = snnbench.plan(net, input=(4, 2, 8), budget="1GiB", methods=["bptt", "checkpoint"])
+>>> model = plan.apply(net)
 """
 
-from harness.api import cell, load, measure_fidelity, measure_memory, measure_time, train
+from harness.api import (
+    Applied,
+    LivePlan,
+    bench,
+    cell,
+    load,
+    measure_fidelity,
+    measure_memory,
+    measure_time,
+    plan,
+    train,
+)
 from harness.conformance import Check, check
 from harness.contracts import (
     DataInfo,
@@ -33,7 +52,9 @@ from harness.store import Store
 __version__ = "0.1.0"
 
 __all__ = [
-    "CellSpec", "Check", "DataInfo", "DataSource", "DataSplits", "Ledger", "LedgerReport", "Loss", "Method",
+    "Applied", "CellSpec", "Check", "DataInfo", "DataSource", "DataSplits", "Ledger", "LedgerReport", "LivePlan", "Loss",
+    "Method",
     "ModelSource", "Options", "Record", "StagedModel", "StepOutput", "Store", "Unavailable", "Unsupported", "UsageError",
-    "cell", "check", "load", "measure_fidelity", "measure_memory", "measure_time", "reset_states", "train",
+    "bench", "cell", "check", "load", "measure_fidelity", "measure_memory", "measure_time", "plan", "reset_states",
+    "train",
 ]  # fmt: skip

@@ -19,9 +19,12 @@ COMMANDS = {
     "list": "harness.cli.listing:list_plugins",
     "run": "harness.cli.run:run",
     "status": "harness.cli.status:status",
+    "plan": "harness.cli.plan:plan",
+    "bench": "harness.cli.bench:bench",
     "reproduce": "harness.cli.reproduce:reproduce",
     "check": "harness.cli.check:check",
     "doctor": "harness.cli.doctor:doctor",
+    "data": "harness.cli.data:data",
     "results": "harness.cli.results:results",
 }
 INTERRUPTED_EXIT_CODE = 130

@@ -1,4 +1,4 @@
-"""``snnbench list``: methods, models, data sets and suites."""
+"""``snnbench list``: methods, models, data sets, suites and recipes."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ import click
 
 from harness.cli.options import print_table
 
-KINDS = ("methods", "models", "datasets", "suites")
+KINDS = ("methods", "models", "datasets", "suites", "recipes")
 COLUMNS = {
     "methods": ("name", "gradient", "model", "numerics", "paper", "summary"),
     "models": ("name", "source", "summary"),
     "datasets": ("name", "source", "variant", "summary"),
     "suites": ("name", "profiles", "title"),
+    "recipes": ("name", "recipe", "published with", "source"),
 }
 RECONSTRUCTION = "*"
 
 
-@click.command("list", short_help="Methods, models, data sets and suites.")
+@click.command("list", short_help="Methods, models, data sets, suites and recipes.")
 @click.argument("kind", type=click.Choice(KINDS), required=False)
 def list_plugins(kind: str | None) -> None:
-    """Show methods, models, data sets and suites, with what each promises."""
+    """Show methods, models, data sets and suites with what each promises, and recipes with their source."""
     for number, each in enumerate([kind] if kind else KINDS):
         if kind is None:
             click.echo(f"{'' if number == 0 else chr(10)}{each.upper()}")
@@ -30,8 +31,8 @@ def list_plugins(kind: str | None) -> None:
 
 
 def _show(kind: str) -> None:
-    if kind == "suites":
-        print_table(COLUMNS[kind], _suites())
+    if kind in ("suites", "recipes"):
+        print_table(COLUMNS[kind], _suites() if kind == "suites" else _recipes())
         return
     from harness import registry
 
@@ -69,3 +70,13 @@ def _suites() -> Iterator[list[str]]:
     for name in suite.names():
         found = suite.load(name)
         yield [name, ", ".join(found.profiles), found.title]
+
+
+def _recipes() -> Iterator[list[str]]:
+    from harness.suite import recipes
+
+    for name in recipes.names():
+        found = recipes.load(name, where="recipe")
+        keys, with_ = found.recipe, found.published
+        recipe = f"{keys.optimizer} lr={keys.lr:g}, {keys.schedule}, {keys.epochs} epochs"
+        yield [name, recipe, f"{with_.data}, {with_.model}, T={with_.T}, batch {with_.batch}", found.source]

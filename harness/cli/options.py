@@ -39,7 +39,8 @@ def selection_options(command: Command) -> Command:
     profile = click.option(
         "--profile",
         metavar="P",
-        help="Sizes to run with. Default: gpu where there is a CUDA device and the suite has it, else its first.",
+        help="Sizes to run with; run takes several, P,P. Default: gpu where there is a CUDA device and the suite has it, "
+        "else its first.",
     )
     return profile(only(command))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Show the cells, their number and how long they would take.")
 @click.option("--timeout", metavar="S", type=click.FloatRange(min=0, min_open=True), help="Limit of a cell in seconds.")
 @click.option("--strict", is_flag=True, help="Refuse to time on a disturbed machine; unavailable cells are failures.")
+@click.option("--snapshot", is_flag=True, help="On CUDA: a snapshot of the allocator beside each record (memory_viz).")
 @click.option("--order-seed", type=click.IntRange(min=0), help="Of the cells' order; drawn and recorded by default.")
 @click.pass_context
 def run(
@@ -49,6 +52,7 @@ def run(
     dry_run: bool,
     timeout: float | None,
     strict: bool,
+    snapshot: bool,
     order_seed: int | None,
 ) -> None:
     """Measure the cells of SUITE (a name, or a path to a .toml file) that are not finished.
@@ -58,27 +62,53 @@ def run(
     from harness.run.todo import RunOptions
     from harness.suite.selection import parse_only
 
-    options = RunOptions(suite, store, profile, parse_only(only), jobs, fresh, retry, timeout, strict, order_seed)
+    options = RunOptions(
+        suite, store, None, parse_only(only), jobs, fresh, retry, timeout, strict, order_seed, snapshot=snapshot
+    )
+    each = [replace(options, profile=name) for name in profiles_of(profile)]
     if dry_run:
-        show(options)
+        for one in each:
+            show(one)
         return
-    ctx.exit(_run(options))
+    ctx.exit(_run(each))
 
 
-def _run(options: RunOptions) -> int:
+def profiles_of(given: str | None) -> list[str | None]:
+    """``"predict,cpu"`` as a list; None stands for the default profile."""
+    names = [name.strip() for name in (given or "").split(",") if name.strip()]
+    return list(dict.fromkeys(names)) or [None]
+
+
+def _run(each: Sequence[RunOptions]) -> int:
+    """Run the profiles one after the other; what they do is said before the first begins."""
     from rich.console import Console
 
     from harness.cli import INTERRUPTED_EXIT_CODE
+    from harness.executors.server import ForkServer
     from harness.run.interrupt import StoppedError
-    from harness.run.session import run as measure
+    from harness.run.session import measure
+    from harness.run.summary import first_lines
+    from harness.run.todo import select
+    from harness.store import Store
 
+    Store(each[0].store).check_writable()
+    selections = [select(options) for options in each]
+    server, code = ForkServer(), 0
+    if any(selection.todo for selection in selections):
+        server.begin()  # it imports while this process looks for data; nothing to run needs no processes
+    click.echo("\n".join(first_lines(selections)))
     try:
-        result = measure(options, Console())
+        for options, selection in zip(each, selections, strict=True):
+            result = measure(options, selection, server, Console())
+            tell(options, result)
+            code = max(code, result.exit_code(options.strict))
     except (StoppedError, KeyboardInterrupt):
-        click.echo(f"snnbench: stopped. Finished cells are in {options.store}. To go on: {resume_command()}", err=True)
+        store = each[0].store
+        click.echo(f"snnbench: stopped. Finished cells are in {store}. To go on: {resume_command()}", err=True)
         return INTERRUPTED_EXIT_CODE
-    tell(options, result)
-    return result.exit_code(options.strict)
+    finally:
+        server.stop()
+    return code
 
 
 def resume_command() -> str:

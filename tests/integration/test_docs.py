@@ -74,10 +74,10 @@ def test_the_example_of_suites_expands(example: str) -> None:
     cpu, gpu = parsed.expand("cpu"), parsed.expand("gpu")
     # cost: 3 methods x 2 T x 2 precisions; prediction: 2 methods at the profile's 2 T.
     assert len(cpu) == 12 + 4
-    # cost: 3 x 3 x 2; accuracy: 2 methods x 3 seeds; prediction: 2.
-    assert len(gpu) == 18 + 6 + 2
+    # cost: 3 x 3 x 2; accuracy: 2 methods x 3 seeds; published-recipes: 2 losses; prediction: 2.
+    assert len(gpu) == 18 + 6 + 2 + 2
     assert {c.recipe.epochs for c in cpu} == {8}
-    assert {c.recipe.epochs for c in gpu} == {100}
+    assert {c.recipe.epochs for c in gpu} == {100, 200}, "revsnn-cifar says 200"
     assert {c.device for c in gpu} == {"cuda"}
 
 

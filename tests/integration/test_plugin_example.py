@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,11 @@ from tests.integration.pages import DOCS, ROOT, Session, Step, blocks
 
 PAGE = blocks(DOCS / "write-a-method.md")
 EXAMPLE = ROOT / "examples" / "plugin"
+
+
+def follows(test: Any) -> Any:
+    """Marks a test that takes ``session``: following the page (install, check, measure) takes half a minute and more."""
+    return pytest.mark.slow(pytest.mark.timeout(900)(test))
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +37,7 @@ def test_the_page_shows_the_files_of_the_example() -> None:
     assert shown == {str(p.relative_to(EXAMPLE)): p.read_text("utf-8") for p in files}
 
 
+@follows
 @pytest.mark.parametrize(
     "command", ["snnbench list", "snnbench check", "snnbench run", "print(row.method_label, row.T,"]
 )
@@ -40,11 +47,13 @@ def test_a_command_prints_what_the_page_shows(session: tuple[Session, dict[str, 
     assert step.as_shown, f"{step.command}\nshown:\n{step.shown}\nprinted:\n{step.printed}"
 
 
+@follows
 def test_every_command_of_the_page_ran(session: tuple[Session, dict[str, Step]]) -> None:
     commands = [block for block in PAGE if block.path is None and block.language in ("sh", "python")]
     assert len(session[1]) == len(commands) == 4
 
 
+@follows
 def test_the_plugin_is_third_party_and_beside_the_built_in_ones(session: tuple[Session, dict[str, Step]]) -> None:
     listed = session[1]["snnbench list"].printed.splitlines()
     names = {line.split()[0].rstrip("*") for line in listed if line.strip()}
@@ -54,6 +63,7 @@ def test_the_plugin_is_third_party_and_beside_the_built_in_ones(session: tuple[S
     assert found.is_relative_to(reader.work.parent / "site")
 
 
+@follows
 def test_its_cells_are_measured_like_any_other(session: tuple[Session, dict[str, Step]]) -> None:
     found = records(session[0])
     assert len(found) == 6
@@ -63,6 +73,7 @@ def test_its_cells_are_measured_like_any_other(session: tuple[Session, dict[str,
     assert all(record["method"]["gradient"] == "biased" for record in ours)
 
 
+@follows
 def test_a_wider_window_saves_more_and_is_closer_to_bptt(session: tuple[Session, dict[str, Step]]) -> None:
     for steps in (32, 64):
         rows = [r for r in records(session[0]) if r["spec"]["T"] == steps]
@@ -75,6 +86,7 @@ def test_a_wider_window_saves_more_and_is_closer_to_bptt(session: tuple[Session,
         assert cosines[2] == pytest.approx(1.0)
 
 
+@follows
 def test_a_window_of_the_whole_sequence_is_bptt(session: tuple[Session, dict[str, Step]]) -> None:
     code = """
 import snnbench

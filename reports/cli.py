@@ -1,17 +1,22 @@
-"""``snnbench report``: pages and tables from stores of records."""
+"""``snnbench report`` and ``snnbench claims``: pages and tables from stores of records."""
 
 from __future__ import annotations
 
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
+
+from reports import stamp
 
 STORE = Path("results/local")
 """Where ``snnbench run`` writes unless it is told otherwise."""
 OUT = Path("reports/html")
 FORMATS = ("html", "csv", "md", "latex")
 FOLDER = click.Path(path_type=Path)
+WIDE = 1000
+"""Width in characters of a table that goes to a file or a pipe: nothing is cut."""
 
 
 def _formats(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
@@ -35,7 +40,24 @@ def _formats(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
     help=f"Of {', '.join(FORMATS)}.",
 )  # fmt: skip
 def report(stores: tuple[Path, ...], out: Path, show: bool, formats: tuple[str, ...]) -> None:
-    """Write one self-contained HTML page a suite and an index; opened from disk, they fetch nothing."""
+    """Write one self-contained HTML page a suite and an index; opened from disk, they fetch nothing.
+
+    Where neither records nor code nor suites have changed since the pages were written, they stay as they are.
+    """
+    made_of = stamp.digest(stores, out, formats)
+    written = stamp.unchanged(out, made_of)
+    if written:
+        click.echo("nothing has changed since these were written:", err=True)
+    else:
+        written = _write(stores, out, formats, made_of)
+    for path in written:
+        click.echo(str(path))
+    if show:
+        webbrowser.open(written[0].resolve().as_uri())
+
+
+def _write(stores: tuple[Path, ...], out: Path, formats: tuple[str, ...], made_of: str) -> list[Path]:
+    """Collect, write and leave a stamp; unreadable records are told every time, so they leave none."""
     from reports.collect import collect  # pandas and seaborn take long to import, and --help has no use for them
     from reports.write import write
 
@@ -43,7 +65,54 @@ def report(stores: tuple[Path, ...], out: Path, show: bool, formats: tuple[str, 
     for problem in collection.problems:
         click.echo(f"unreadable record: {problem}", err=True)
     written = write(collection, out, formats)
-    for path in written:
-        click.echo(str(path))
-    if show:
-        webbrowser.open(written[0].resolve().as_uri())
+    if not collection.problems:
+        stamp.keep(out, made_of, written)
+    return written
+
+
+@click.command(short_help="What the papers claim, beside what was predicted and measured here.")
+@click.option(
+    "--store", "stores", metavar="DIR", type=FOLDER, multiple=True, default=(STORE,), show_default=True,
+    help="Folder of records. Give it again for several.",
+)  # fmt: skip
+@click.option(
+    "--paper", "papers", metavar="NAME", multiple=True, help="Only this paper's claims. Give it again for more."
+)
+@click.option("--format", "form", type=click.Choice(["table", "csv", "md"]), default="table", show_default=True)
+@click.option("--all", "everything", is_flag=True, help="Also claims that no cell of the stores belongs to.")
+def claims(stores: tuple[Path, ...], papers: tuple[str, ...], form: str, everything: bool) -> None:
+    """Give a verdict on every published claim: reproduced, differs, not reproduced, not comparable, not run.
+
+    Predictions and measurements are judged separately. CSV and Markdown hold all claims.
+    """
+    from reports.claims.command import judged_of
+    from reports.claims.table import PLAIN_HEADS, counts, csv_text, markdown, plain_rows
+
+    judged, problems = judged_of(stores, papers)
+    for problem in problems:
+        click.echo(f"unreadable record: {problem}", err=True)
+    if form != "table":
+        click.echo({"csv": csv_text, "md": markdown}[form](judged), nl=False)
+        return
+    told = [each for each in judged if everything or each.predicted.match or each.measured.match]
+    _table(PLAIN_HEADS, plain_rows(told))
+    click.echo(counts(judged))
+    if len(told) < len(judged):
+        click.echo(f"not shown: {len(judged) - len(told)} claims that no cell here belongs to (--all shows them)")
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table as wide as the terminal, or in full where the output is no terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    table = Table(*heads, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*[Text(cell) for cell in row])
+    with console.capture() as text:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in text.get().splitlines()))

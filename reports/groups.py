@@ -201,6 +201,10 @@ def recipe_line(recipe: Recipe) -> str:
     parts = [f"{recipe.optimizer} lr={recipe.lr:g}"]
     parts += [f"momentum={recipe.momentum:g}"] if recipe.optimizer == "sgd" and recipe.momentum else []
     parts += [f"weight decay={recipe.weight_decay:g}"] if recipe.weight_decay else []
-    parts += [f"{recipe.schedule} schedule", f"{recipe.epochs} epoch{'s' if recipe.epochs > 1 else ''}"]
+    ends = " at " + ", ".join(map(str, recipe.milestones)) + f" by {recipe.gamma:g}" if recipe.milestones else ""
+    ends += f" to {recipe.min_lr:g}" if recipe.min_lr else ""
+    parts += [f"{recipe.schedule} schedule{ends}"]
+    parts += [f"warm-up {recipe.warmup_epochs} from {recipe.warmup_lr:g}"] if recipe.warmup_epochs else []
+    parts += [f"{recipe.epochs} epoch{'s' if recipe.epochs > 1 else ''}"]
     parts += [f"clip={recipe.clip_grad_norm:g}"] if recipe.clip_grad_norm else []
     return ", ".join(parts)

@@ -19,13 +19,17 @@ def facts(group: Group, labels: Labels) -> dict[str, str | int]:
         labels: short names.
     """
     spec = group.spec
-    smoothing = f" smoothing={spec.loss.label_smoothing:g}" if spec.loss.label_smoothing else ""
+    told = {
+        "smoothing": spec.loss.label_smoothing or None, "mse_weight": spec.loss.mse_weight,
+        "lambda": spec.loss.tet_lambda, "means": spec.loss.tet_means,
+    }  # fmt: skip
+    numbers = "".join(f" {name}={value:g}" for name, value in told.items() if value is not None)
     return {
         "model": labels.short("model", spec.model),
         "data": labels.short("data", spec.data),
         "T": spec.T,
         "batch": spec.batch,
-        "loss": f"{spec.loss.kind} {spec.loss.criterion}{smoothing}",
+        "loss": f"{spec.loss.kind} {spec.loss.criterion}{numbers}",
         "precision": spec.precision,
         "device": spec.device,
         "normalisation": group.normalisation or "unknown",

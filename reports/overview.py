@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel
@@ -43,14 +43,16 @@ def overview(items: Sequence[Item], superseded: int, about: About, labels: Label
     """
     counts = Counter(item.record.status for item in items)
     statuses = [(status, counts[status]) for status in STATUSES if counts[status]]
-    return Overview(statuses, list(_lines(items, superseded, labels)), _warnings(items, about))
+    return Overview(statuses, list(_lines(items, superseded, about, labels)), _warnings(items, about))
 
 
-def _lines(items: Sequence[Item], superseded: int, labels: Labels) -> Iterator[tuple[str, str]]:
+def _lines(items: Sequence[Item], superseded: int, about: About, labels: Labels) -> Iterator[tuple[str, str]]:
     records = [item.record for item in items]
     predicted = sum(record.spec.predicted for record in records)
     older = f"; {superseded} older run(s) of the same cells not shown" if superseded else ""
     yield "cells", f"{len(records)}: {len(records) - predicted} run, {predicted} predicted without running{older}"
+    yield "predicted", _profiles(record for record in records if record.spec.predicted)
+    yield "measured", _profiles(record for record in records if not record.spec.predicted)
     plurals: tuple[tuple[str, Kind], ...] = (("methods", "method"), ("models", "model"), ("data", "data"))
     for name, kind in plurals:
         values = sorted({labels.short(kind, getattr(record.spec, kind)) for record in records})
@@ -63,11 +65,19 @@ def _lines(items: Sequence[Item], superseded: int, labels: Labels) -> Iterator[t
     said += (
         [f"{len({what for what, _ in nulls})} metric(s) null in some record, with their reasons below"] if nulls else []
     )
+    absent = [name for name in about.profiles if name not in {record.spec.profile for record in records}]
+    said += [f"profile(s) {', '.join(absent)} of the suite: not run"] if absent else []
     yield "left out", "; ".join(said) or "nothing"
     machines = Counter(machine_line(record) for record in records if not record.spec.predicted)
     yield "measured on", "; ".join(machines) or "nothing: all cells are predictions"
     created = sorted(record.created for record in records)
     yield "between", f"{created[0]} and {created[-1]}"
+
+
+def _profiles(records: Iterable[Record]) -> str:
+    """How many records each profile gave, and on which kind of device."""
+    counts = Counter((r.spec.profile, "no device" if r.spec.predicted else r.spec.device) for r in records)
+    return ", ".join(f"{count} in profile {name} ({where})" for (name, where), count in counts.items()) or "nothing"
 
 
 def _warnings(items: Sequence[Item], about: About) -> list[str]:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from reports import environments, failures, overview, prediction
+from reports import environments, failures, fits, overview, prediction
 from reports.about import About
+from reports.claims import judge, load
+from reports.claims.table import claim_grid
 from reports.figures.base import Scene
 from reports.grids import method_grid
 from reports.groups import Item, group
@@ -86,7 +88,12 @@ def sections(suite: Suite) -> list[Section]:
         Section("methods", "Methods", "What each method promises; options are those of the first record.",
                 [overview.method_list(items, labels)]),
         Section("comparison", "Comparison", grids=grids, empty="There are no records."),
+        claim_section(suite),
         *figure_sections(Scene(suite.tables, suite.headings)),
+        Section("fits", "What fits", "The largest T, and the largest batch, whose training step has a peak of at most "
+                "8, 24 and 80 GiB: interpolated linearly between the sizes of this page. The ledger's bytes leave out "
+                "the CUDA context, workspaces and fragmentation.", [fits.fits(suite.tables, suite.headings)],
+                empty="No method has peaks at three or more sizes."),
         Section("failures", "Failures", "Failures are results: every cell that did not end well, with the phase and "
                 "the reason. None is re-run unless asked.", [failures.failures(items, labels)],
                 empty="Every cell ended well."),
@@ -98,6 +105,23 @@ def sections(suite: Suite) -> list[Section]:
         Section("provenance", "Provenance", "The environments that the records were made in, and the data.",
                 [environments.environments(items, suite.headings.environments), environments.data_sets(items)]),
     ]  # fmt: skip
+
+
+def claim_section(suite: Suite) -> Section:
+    """The papers' claims that a cell of this suite belongs to, each with its verdicts.
+
+    Args:
+        suite: its records.
+    """
+    substitutes = {(suite.name, profile): what for profile, what in suite.about.substitutes.items()}
+    judged = [each for each in judge(load(), suite.items, substitutes) if each.predicted.match or each.measured.match]
+    return Section(
+        "claims", "Published claims",
+        "What the papers report beside what these cells give. A verdict is given on cells with the published "
+        "conditions only; reduced cells, other devices and substitutes are not comparable, whatever the number.",
+        [claim_grid(judged)], note="`snnbench claims` shows all claims over all suites; docs/claims.md has the rule.",
+        empty="No published claim is about a cell of this suite.",
+    )  # fmt: skip
 
 
 def facets(headings: Headings) -> dict[str, list[str]]:

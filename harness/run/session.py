@@ -71,13 +71,28 @@ def run(options: RunOptions, console: Console) -> RunResult:
     server = ForkServer()
     server.begin()  # it imports while this process reads the suite
     try:
-        selection = select(options)
-        for problem in selection.problems:
-            console.print(f"damaged record: {problem}", soft_wrap=True, highlight=False, markup=False)
-        with Interrupt() as interrupt:
-            return Run(options, selection, server, interrupt, console).measure()
+        return measure(options, select(options), server, console)
     finally:
         server.stop()
+
+
+def measure(options: RunOptions, selection: Selection, server: ForkServer, console: Console) -> RunResult:
+    """Measure what is left to do of a selection.
+
+    Args:
+        options: what the user asked for.
+        selection: the cells.
+        server: where processes come from; has begun where there is something to do.
+        console: where progress goes.
+
+    Raises:
+        UsageError: as :func:`run`.
+        StoppedError: as :func:`run`.
+    """
+    for problem in selection.problems:
+        console.print(f"damaged record: {problem}", soft_wrap=True, highlight=False, markup=False)
+    with Interrupt() as interrupt:
+        return Run(options, selection, server, interrupt, console).measure()
 
 
 class Run:
@@ -185,6 +200,7 @@ class Run:
             threads=sizes.threads,
             device_index=None,
             strict=self.options.strict,
+            snapshot=self.options.snapshot,
         )
 
     def _devices(self) -> tuple[str, ...]:

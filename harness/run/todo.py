@@ -36,6 +36,7 @@ class RunOptions:
         strict: refuse to time on a disturbed machine; unsupported and unavailable cells count as failures.
         order_seed: of the order of cells; drawn and recorded by default.
         entry: ``module:function`` that measures a cell.
+        snapshot: write a snapshot of the CUDA allocator beside each record.
     """
 
     suite: str
@@ -49,6 +50,7 @@ class RunOptions:
     strict: bool = False
     order_seed: int | None = None
     entry: str = "harness.worker:run_cell"
+    snapshot: bool = False
 
 
 @dataclass(frozen=True)

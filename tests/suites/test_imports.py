@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-HEAVY = ("sklearn", "scipy", "pandas", "tonic", "torchvision", "spikingjelly.activation_based.model")
+HEAVY = ("sklearn", "scipy", "pandas", "tonic", "torchvision", "h5py", "spikingjelly.activation_based.model")
 
 
 def fresh(code):
@@ -14,8 +14,10 @@ def fresh(code):
 def test_importing_the_plugins_imports_no_heavy_library():
     code = f"""
 import sys
-import suites.models.convnet, suites.models.vgg, suites.models.zoo
-import suites.datasets.digits, suites.datasets.digit_events, suites.datasets.shape
+import suites.models.convnet, suites.models.mlp, suites.models.vgg, suites.models.zoo
+import suites.datasets.delayed_recall, suites.datasets.digits, suites.datasets.digit_events, suites.datasets.shape
+import suites.datasets.cifar, suites.datasets.mnist, suites.datasets.folders, suites.datasets.event_sets
+import suites.datasets.shd, suites.datasets.braille
 print([name for name in {HEAVY} if name in sys.modules])
 """
     assert fresh(code) == "[]"

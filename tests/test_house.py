@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("harness", "methods", "suites", "reports", "snnbench")
 GROUND_FLOOR = {"harness.contracts", "harness.ledger"}
-READABLE = {"harness.store", "harness.record", "harness.spec", "harness.errors"}
+READABLE = {"harness.store", "harness.record", "harness.spec", "harness.errors", "harness.validation"}
 
 
 def modules(package: str) -> list[Path]:

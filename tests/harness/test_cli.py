@@ -151,7 +151,8 @@ def test_a_list_shows_promises_reconstructions_and_what_is_unavailable(tmp_path)
     assert re.search(r"^beta\* +biased +changed: narrower +reduced +- +exact$", said, re.MULTILINE)
     assert re.search(r"^unavailable: broken \(acme 1\.2\): .*no_such_module", said, re.MULTILINE)
     assert "* our reconstruction" in said
-    assert [line for line in everything.splitlines() if line.isupper()] == ["METHODS", "MODELS", "DATASETS", "SUITES"]
+    headings = [line for line in everything.splitlines() if line.isupper()]
+    assert headings == ["METHODS", "MODELS", "DATASETS", "SUITES", "RECIPES"]
 
 
 COMMAND = """
@@ -254,7 +255,8 @@ def real(tmp_path_factory):
 def test_a_real_run_from_the_command_line(real):
     folder, run = real
     assert run.returncode == 0, run.stderr
-    *progress, counts, where = run.stdout.splitlines()
+    first, *progress, counts, where = run.stdout.splitlines()
+    assert first == "real, profile cpu: measured on the CPU: 4 cells"
     assert [line.split("]")[0] for line in progress] == ["[1/4", "[2/4", "[3/4", "[4/4"]
     assert counts == "4 cells: 4 ok; 4 measured now (order seed 3)"
     assert str(folder / "store") in where

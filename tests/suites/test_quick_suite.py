@@ -9,8 +9,8 @@ import pytest
 from harness import registry, suite
 
 METHODS = ["bptt", "checkpoint", "checkpoint-compress", "sltt"]
-UNTRAINED = {"compile-budget", "streamed"}
-"""On a CPU their trainings would take minutes."""
+UNTRAINED = {"compile-budget", "streamed(budget=min)"}
+"""On nets this small their steps take so long that trainings would take minutes."""
 UNCOUNTED = {"compile-budget"}
 """The ledger cannot count it."""
 APART = {"reversible-block"}
@@ -88,13 +88,14 @@ def test_every_method_trains_with_three_seeds_on_the_digits(cells):
     """Each configuration of the grid that measures them: the same methods, with the same options."""
     trained = {(c.method.label, c.seed) for c in cells if "train" in c.phases and c.data.name == "digits"}
     costed = [c.method for c in cells if "time" in c.phases and c.data.name == "digits" and c.T == 8]
-    expected = {method.label for method in costed if method.name not in UNTRAINED | APART}
+    labels = {method.label for method in costed if method.name not in APART}
+    expected = {label for label in labels if label.split("(")[0] not in UNTRAINED and label not in UNTRAINED}
     assert trained == {(label, seed) for label in expected for seed in (0, 1, 2)}
 
 
 def test_some_train_with_three_seeds_on_the_events(cells):
     trained = {(c.method.name, c.seed) for c in cells if "train" in c.phases and c.data.name == "digit-events"}
-    assert trained == {(method, seed) for method in METHODS for seed in (0, 1, 2)}
+    assert trained == {(method, seed) for method in ("bptt", "checkpoint-compress", "sltt") for seed in (0, 1, 2)}
     assert {c.T for c in cells if "train" in c.phases and c.data.name != "delayed-recall"} == {4}
 
 
@@ -103,8 +104,8 @@ def test_a_task_with_a_delay_is_trained_by_exact_and_by_biased_rules(cells):
     assert {c.T for c in recall} == {50}
     assert all("train" in c.phases for c in recall)
     gradients = {c.method.name: registry.plugin("methods", c.method.name).gradient for c in recall}
-    assert gradients["bptt"] == gradients["checkpoint-compress"] == "exact"
-    assert sum(gradient == "biased" for gradient in gradients.values()) >= 4
+    assert gradients["bptt"] == "exact"
+    assert sum(gradient == "biased" for gradient in gradients.values()) >= 3
     assert Counter(c.method.name for c in recall) == dict.fromkeys(gradients, 3)
 
 

@@ -175,6 +175,9 @@ class Method(ABC):
     ledger: ClassVar[str | None] = None
     """None, or why the ledger cannot count the method's step: watching its operators would change what runs. Memory is
     then left to the allocators, and not predicted; operators are not counted either."""
+    abridged: ClassVar[str | None] = None
+    """None, or what the method's step leaves out under fake tensors, where its bytes are a real step's all the same: its
+    work cannot be estimated there."""
     baseline: ClassVar[str] = "bptt"
     """The method with the same neuron kernel that ratios are taken against."""
     reconstruction: ClassVar[bool] = False

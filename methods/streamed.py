@@ -76,6 +76,7 @@ class Streamed(Method):
     summary = "exact BPTT from packed spikes: conv - norm - neuron layers run backwards in chunks, planned for a budget"
     paper = "-"
     gradient = "exact"
+    abridged = "two chunks stand for all"
     baseline = "bptt-fused"
     options: ClassVar[type[StreamedOptions]] = StreamedOptions
 

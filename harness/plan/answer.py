@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -49,6 +50,8 @@ class Answer:
         if measured is not None:
             return measured[0], f"measured, {measured[1]} record{'s' if measured[1] != 1 else ''}"
         if row.cost is None or self.reference is None or self.reference.cost is None:
+            return None
+        if row.cost.work is None or self.reference.cost.work is None:
             return None
         return row.cost.work / self.reference.cost.work, "estimated"
 
@@ -116,7 +119,7 @@ class Answer:
         slow = self.slow_down(row)
         sort = {"exact": 0, "exact, changed model": 1}.get(row.kind, 2)
         peak = row.cost.peak_bytes if row.cost else 0
-        return row.cost is None, not self.fits(row), sort, slow[0] if slow else 0.0, peak, row.label
+        return row.cost is None, not self.fits(row), sort, slow[0] if slow else math.inf, peak, row.label
 
     def _recommendation(self) -> tuple[Row | None, str]:
         fitting = [row for row in self.ordered() if self.fits(row)]
@@ -126,7 +129,7 @@ class Answer:
         if best is None:
             return None, self._helpless()
         slow = self.slow_down(best)
-        speed = f", slow-down {slow[0]:.2f} ({slow[1]})" if slow else ""
+        speed = f", slow-down {slow[0]:.2f} ({slow[1]})" if slow else ", slow-down unknown"
         if best in proven:
             count = len(self.evidence.accuracy[best.method.label])
             return best, (
@@ -155,6 +158,8 @@ class Answer:
         remarks = [text for text in (row.reason, *row.notes) if text]
         if row.model != "same":
             remarks.append(row.model)
+        if cost is not None and slow is None:
+            remarks.append("slow-down not known: nothing was measured, and an estimate sees a part of its work")
         if row.numerics != "same":
             remarks.append("reduced precision")
         if cost is not None and cost.host_bytes:

@@ -63,7 +63,8 @@ class Cost:
         activation_bytes: the part of the peak that is neither parameter, gradient, optimizer, buffer nor input.
         fixed_bytes: live before the step without its inputs: what neither N nor T changes.
         host_bytes: copies in the host's memory.
-        work: how much the step computes and moves (:class:`harness.plan.work.Work`).
+        work: how much the step computes and moves (:class:`harness.plan.work.Work`); None where the method's step
+            leaves work out under fake tensors.
         plan: what the method decided.
     """
 
@@ -71,7 +72,7 @@ class Cost:
     activation_bytes: int
     fixed_bytes: int
     host_bytes: int
-    work: float
+    work: float | None
     plan: dict[str, Any] = field(default_factory=dict)
 
 
@@ -116,7 +117,7 @@ class Predictor:
                 report.activation_bytes,
                 report.static_bytes - inputs,
                 report.host_bytes,
-                work.total,
+                None if method.abridged else work.total,
                 method.plan(),
             )
 

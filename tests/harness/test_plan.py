@@ -42,6 +42,23 @@ def answer(*rows, evidence=None, budget=150):
     return found if evidence is None else Answer(found.spec, found.budget, rows, found.reference, evidence)
 
 
+def test_what_cannot_be_estimated_is_never_the_quickest():
+    unknown = row("streamed", 50, None)
+    found = answer(row("checkpoint", 100, 1.3), unknown)
+    assert found.slow_down(unknown) is None
+    assert found.recommended.method.name == "checkpoint"
+    assert [r.method.name for r in found.ordered()] == ["checkpoint", "streamed"]
+    assert "slow-down not known" in str(found)
+    alone = answer(row("checkpoint", 400, 1.3), unknown)
+    assert alone.recommended is unknown
+    assert "slow-down unknown" in alone.why
+
+
+@pytest.mark.parametrize("way", ["checkpoint", "streamed"])
+def test_a_step_that_is_abridged_under_fake_tensors_has_no_estimate(way):
+    assert (Predictor(subject(), Ref(name=way)).base().work is None) == (way == "streamed")
+
+
 @pytest.mark.parametrize(
     ("way", "optimizer"),
     [

@@ -96,7 +96,7 @@ def train(spec: CellSpec) -> Training:
 
 def load(*stores: Path | str, all_runs: bool = False) -> pd.DataFrame:
     """Records of result stores as one tidy table, the latest of each cell."""
-    return frame([item for store in stores for item in Store(store).records()], all_runs=all_runs)
+    return frame((item for store in stores for item in Store(store).stream()), all_runs=all_runs)
 
 
 def bench(

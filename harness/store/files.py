@@ -166,13 +166,21 @@ class Store:
         Raises:
             UsageError: there is no such folder.
         """
+        with uncollected():
+            return list(self.stream(suite))
+
+    def stream(self, suite: str | None = None) -> Iterator[Stored]:
+        """Like :meth:`records`, one at a time.
+
+        Raises:
+            UsageError: there is no such folder.
+        """
         if not self.root.is_dir():
             raise UsageError(f"store {self.root}: no such folder")
-        with uncollected():
-            return list(self.each(suite))
+        return self.each(suite)
 
     def each(self, suite: str | None = None) -> Iterator[Stored]:
-        """Like :meth:`records`, one at a time."""
+        """Like :meth:`stream`; nothing where there is no folder."""
         for path in self.files(suite):
             record = self.read(path)
             if record is not None:
@@ -215,7 +223,7 @@ class Store:
         """A tidy frame, one row a record: :func:`harness.store.frame.frame`."""
         from harness.store.frame import frame  # pandas takes long to import, and a worker has no use for it
 
-        return frame(self.records(suite), all_runs=all_runs)
+        return frame(self.stream(suite), all_runs=all_runs)
 
     def export(self, dest: Path | str, suite: str | None = None, all_runs: bool = False) -> Path:
         """Write the frame to ``.parquet`` or ``.csv``: :func:`harness.store.frame.export`."""

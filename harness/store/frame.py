@@ -12,7 +12,7 @@ from harness.errors import UsageError
 from harness.record import Ops, Record, Split, Status
 from harness.spec import PHASES
 from harness.store.disk import write_atomic
-from harness.store.files import Stored, is_later, uncollected
+from harness.store.files import Stored, uncollected
 
 # fmt: off
 MEMORY = [
@@ -74,11 +74,10 @@ def frame(stored: Iterable[Stored], all_runs: bool = False) -> pd.DataFrame:
         stored: records with their paths, of one store or several.
         all_runs: also the runs of a cell that a later one has replaced.
     """
-    items = list(stored)
-    if not all_runs:
-        items = _latest(items)
     with uncollected():
-        table = pd.DataFrame([_row(item) for item in items], columns=list(COLUMNS), dtype=object)
+        # row by row: ten thousand records are most of a gigabyte, their rows a few megabytes
+        rows = [_row(item) for item in stored]
+        table = pd.DataFrame(rows if all_runs else _latest(rows), columns=list(COLUMNS), dtype=object)
     return table.astype({name: "float64" if kind == "whole" else kind for name, kind in COLUMNS.items()})
 
 
@@ -107,15 +106,19 @@ def export(table: pd.DataFrame, dest: Path) -> Path:
         raise UsageError(f"{dest}: cannot write: {error.strerror or error}") from None
 
 
-def _latest(items: list[Stored]) -> list[Stored]:
+def _latest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The last run of every cell of a suite in a store, in the order given."""
-    latest: dict[tuple[Path, str, str], Stored] = {}
-    for item in items:
-        key = (_root(item.path), item.record.suite, item.record.cell)
-        if key not in latest or is_later(item.record, latest[key].record):
-            latest[key] = item
-    kept = {item.path for item in latest.values()}
-    return [item for item in items if item.path in kept]
+    latest: dict[Path, dict[str, Any]] = {}
+    for row in rows:
+        folder = Path(row["path"]).parent  # one for each cell of a suite in a store
+        if folder not in latest or _age(row) > _age(latest[folder]):
+            latest[folder] = row
+    kept = {row["path"] for row in latest.values()}
+    return [row for row in rows if row["path"] in kept]
+
+
+def _age(row: dict[str, Any]) -> tuple[str, str]:
+    return row["created"], row["run_id"]
 
 
 def _root(path: Path) -> Path:

@@ -8,7 +8,6 @@ import time
 import pytest
 
 from harness.store import Store
-from harness.store.frame import frame
 from harness.store.recordfile import encode
 from tests.harness.samples import sample_record, sample_spec
 
@@ -36,15 +35,9 @@ def fastest(benchmark):
     return benchmark.stats.stats.min
 
 
-def test_read_10000_records(benchmark, store):
-    found = benchmark.pedantic(store.records, rounds=3)
-    assert len(found) == RECORDS
-    assert fastest(benchmark) < BUDGET_S
-
-
-def test_frame_of_10000_records(benchmark, store):
-    stored = store.records()
-    table = benchmark.pedantic(frame, (stored,), rounds=3)
+def test_load_10000_records(benchmark, store):
+    """From files to the table that reports and users work on."""
+    table = benchmark.pedantic(store.frame, rounds=3)
     assert len(table) == RECORDS
     assert fastest(benchmark) < BUDGET_S
 

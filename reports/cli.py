@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import webbrowser
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from harness.cli.table import print_table
 from reports import stamp
 
 STORE = Path("results/local")
@@ -15,8 +15,6 @@ STORE = Path("results/local")
 OUT = Path("reports/html")
 FORMATS = ("html", "csv", "md", "latex")
 FOLDER = click.Path(path_type=Path)
-WIDE = 1000
-"""Width in characters of a table that goes to a file or a pipe: nothing is cut."""
 
 
 def _formats(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
@@ -95,24 +93,7 @@ def claims(stores: tuple[Path, ...], papers: tuple[str, ...], form: str, everyth
         click.echo({"csv": csv_text, "md": markdown}[form](judged), nl=False)
         return
     told = [each for each in judged if everything or each.predicted.match or each.measured.match]
-    _table(PLAIN_HEADS, plain_rows(told))
+    print_table(PLAIN_HEADS, plain_rows(told))
     click.echo(counts(judged))
     if len(told) < len(judged):
         click.echo(f"not shown: {len(judged) - len(told)} claims that no cell here belongs to (--all shows them)")
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table as wide as the terminal, or in full where the output is no terminal."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDE)
-    table = Table(*heads, box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        table.add_row(*[Text(cell) for cell in row])
-    with console.capture() as text:
-        console.print(table)
-    click.echo("\n".join(line.rstrip() for line in text.get().splitlines()))

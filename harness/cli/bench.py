@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.cli.options import print_table, words
+from harness.cli.options import words
+from harness.cli.table import print_table
 
 if TYPE_CHECKING:
     from harness.plan.benching import Measured

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from harness.cli.options import print_table
+from harness.cli.table import print_table
 
 
 @click.command(short_help="Hold methods to what they promise.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from harness.cli.options import print_table
+from harness.cli.table import print_table
 
 KINDS = ("methods", "models", "datasets", "suites", "recipes")
 COLUMNS = {

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.cli.options import DEFAULT_STORE, print_table
+from harness.cli.options import DEFAULT_STORE
+from harness.cli.table import print_table
 
 if TYPE_CHECKING:
     from harness.plan.answer import Answer

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from harness.cli.options import print_table, selection_options, store_option
+from harness.cli.options import selection_options, store_option
+from harness.cli.table import print_table
 
 
 @click.command(short_help="How far a suite is.")

@@ -8,11 +8,11 @@ samples and over all ``T``::
     1. x = unpack(bits);  y = W x;  u from z;  dz = neuron's backward(g, u);  beta' += sum dz;  gamma' += sum dz xhat
     2. dy = gamma rstd (dz - beta' / m - xhat gamma' / m);  dL/dx = W^T dy (the chunk's samples);  dL/dW += dy x^T
 
-(``m`` elements a channel; :mod:`methods._stream_unit`). The membranes' recursion stays whole in time, so neuron kernels
+(``m`` elements a channel; :mod:`methods.streaming.unit`). The membranes' recursion stays whole in time, so neuron kernels
 fused over ``T`` survive. ``dz`` takes the memory of ``g``, ``dL/dx`` that of both where it has their shape.
 
 Every layer runs in one of several modes: it may also keep ``y``, or ``y`` and the membranes; run the convolution of the
-forward twice; recompute once, twice, or twice with the neuron's backward; in ``c`` chunks. :mod:`methods._stream_plan`
+forward twice; recompute once, twice, or twice with the neuron's backward; in ``c`` chunks. :mod:`methods.streaming.plan`
 chooses the modes with the least estimated work (FLOPs of convolutions done again, bytes moved) under the ``budget``, by
 dynamic programming over bytes that the ledger counted under fake tensors, and verifies the plan by a whole step there.
 
@@ -22,7 +22,7 @@ batch; **every pack of what a kernel did not make binary itself verifies itself*
 redoes the forward.
 
 Needs from the model: as :mod:`methods.checkpoint`. Stages are taken apart by ``torch.fx``
-(:mod:`methods._stream_parse`): what is no convolution or linear layer with a fusable neuron, nor a sum of two values,
+(:mod:`methods.streaming.parse`): what is no convolution or linear layer with a fusable neuron, nor a sum of two values,
 runs as a checkpointed piece with packed input (dropout too: its masks are drawn once for the whole batch); the plan
 names these pieces and says why.
 """
@@ -42,13 +42,13 @@ from harness.contracts import Loss, Method, Options, StagedModel, StepOutput, Un
 from methods._entry import Memories
 from methods._plan import autocast_of
 from methods._segment import unsegmentable
-from methods._stream_parse import Program, parse
-from methods._stream_plan import Budget, TooSmall, plan, rule_widths
-from methods._stream_run import Kept, Plan, Widths, run
-from methods._stream_unit import Mode
 from methods._twin import Autocast
 from methods.kernels import lif
 from methods.packing import RAW
+from methods.streaming.parse import Program, parse
+from methods.streaming.plan import Budget, TooSmall, plan, rule_widths
+from methods.streaming.run import Kept, Plan, Widths, run
+from methods.streaming.unit import Mode
 
 
 class StreamedOptions(Options):

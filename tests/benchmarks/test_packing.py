@@ -12,8 +12,8 @@ from statistics import median
 import pytest
 import torch
 
-from methods._stream_rows import Rows
 from methods.packing import pack, unpack
+from methods.streaming.rows import Rows
 
 ROUNDS, WARM = 10, 2
 SHAPE = (16, 8, 64, 32, 32)

@@ -13,13 +13,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from harness.contracts import StagedModel, Unsupported
 from harness.predict import convert
-from methods._stream_costs import modes_of
-from methods._stream_norm import classify
-from methods._stream_parse import parse
-from methods._stream_unit import Mode
 from methods.bptt import BPTT
 from methods.bptt_fused import SURROGATES
 from methods.streamed import Streamed, StreamedOptions
+from methods.streaming.costs import modes_of
+from methods.streaming.norm import classify
+from methods.streaming.parse import parse
+from methods.streaming.unit import Mode
 from tests.methods.nets import (
     AddBlock,
     Scale,
@@ -125,7 +125,7 @@ def forced(model: StagedModel, mode: Mode) -> Streamed:
     plan = streamed().plan() | {"width_source": "rule"}
     from dataclasses import asdict
 
-    from methods._stream_plan import rule_widths
+    from methods.streaming.plan import rule_widths
 
     plan["layers"] = [{"name": s.name, "kind": s.kind, "mode": asdict(mode)} for s in program.steps]
     method.replay(plan | {"widths": [0 if w is None else w for w in rule_widths(program)]})
@@ -314,9 +314,9 @@ def test_budgets_are_read_and_refused():
 
 
 def test_second_backward_is_refused():
-    from methods._stream_plan import rule_widths
-    from methods._stream_run import Kept, Plan
-    from methods._stream_run import run as forward
+    from methods.streaming.plan import rule_widths
+    from methods.streaming.run import Kept, Plan
+    from methods.streaming.run import run as forward
 
     model, (x, _) = build().train(), batch()
     program = parse(model)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from methods import _profile as profile
 from methods._measure import faking
-from methods._stream_costs import modes_of
-from methods._stream_parse import parse
-from methods._stream_plan import Budget, TooSmall, _Planner, rule_widths
+from methods.streaming.costs import modes_of
+from methods.streaming.parse import parse
+from methods.streaming.plan import Budget, TooSmall, _Planner, rule_widths
 from tests.methods.nets import batch, build, conv, lif, loss, over_time, plif
 from tests.methods.test_memory import track
 from tests.methods.test_streamed import SEW, streamed

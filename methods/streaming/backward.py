@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods._stream_norm import Coupling
-from methods._stream_ops import Gradients, run_leaves
-from methods._stream_rows import Rows
-from methods._stream_unit import Mode, Saved, Unit, chunks_of, normalised
 from methods.kernels import lif_stream
+from methods.streaming.norm import Coupling
+from methods.streaming.ops import Gradients, run_leaves
+from methods.streaming.rows import Rows
+from methods.streaming.unit import Mode, Saved, Unit, chunks_of, normalised
 
 
 class Backward:
-    """One backward of a layer; see :mod:`methods._stream_unit`.
+    """One backward of a layer; see :mod:`methods.streaming.unit`.
 
     Args:
         unit: the layer.

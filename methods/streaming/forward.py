@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods._stream_norm import Moments
-from methods._stream_ops import run_leaves
-from methods._stream_rows import Rows
-from methods._stream_unit import Mode, Saved, Unit, before_neuron, chunks_of
 from methods.kernels import lif_stream
 from methods.kernels.lif_stream import Affine
 from methods.packing import RAW
+from methods.streaming.norm import Moments
+from methods.streaming.ops import run_leaves
+from methods.streaming.rows import Rows
+from methods.streaming.unit import Mode, Saved, Unit, before_neuron, chunks_of
 
 
 class Forward:
-    """One forward of a layer; see :mod:`methods._stream_unit`.
+    """One forward of a layer; see :mod:`methods.streaming.unit`.
 
     Args:
         unit: the layer.

@@ -29,12 +29,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from methods._stream_norm import Norm, Statistics
-from methods._stream_ops import Leaf, Op, run_leaves
-from methods._stream_rows import Rows
 from methods.kernels import lif_stream
 from methods.kernels.lif_stream import Affine
 from methods.kernels.lif_torch import Neuron
+from methods.streaming.norm import Norm, Statistics
+from methods.streaming.ops import Leaf, Op, run_leaves
+from methods.streaming.rows import Rows
 
 Keep = Literal["x", "y", "u"]
 Back = Literal["once", "twice", "all"]

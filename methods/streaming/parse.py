@@ -3,7 +3,7 @@
 Stages are taken apart into their children, and blocks through ``torch.fx``, whatever class they have: a residual block
 of SEW-ResNet and one that a user wrote are the same graph. In the graph, the longest chains ``pooling or views* -
 convolution or linear - batch normalisation? - pooling* - neuron - max pooling*`` become units
-(:mod:`methods._stream_unit`), sums of two values become additions; everything else is opaque and runs as one
+(:mod:`methods.streaming.unit`), sums of two values become additions; everything else is opaque and runs as one
 checkpointed piece. A stage in which a stateful module runs twice is opaque as a whole.
 """
 
@@ -20,10 +20,10 @@ from spikingjelly.activation_based import base, layer
 from torch import fx, nn
 
 from harness.contracts import StagedModel
-from methods._stream_norm import Norm, classify
-from methods._stream_ops import Leaf, Op
-from methods._stream_unit import Unit
 from methods.bptt_fused import FUSED, constants, unfusable
+from methods.streaming.norm import Norm, classify
+from methods.streaming.ops import Leaf, Op
+from methods.streaming.unit import Unit
 from methods.widths import VIEWS
 
 _POOLS = (

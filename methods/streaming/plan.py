@@ -21,11 +21,11 @@ from harness.ledger import Ledger
 from methods import _profile as profile
 from methods._architecture import copied
 from methods._measure import faking
-from methods._stream_costs import Costs, modes_of
-from methods._stream_parse import Program, parse
-from methods._stream_run import Kept, Plan, Widths, run
-from methods._stream_unit import Mode
 from methods._twin import Autocast, Memory, copy_of
+from methods.streaming.costs import Costs, modes_of
+from methods.streaming.parse import Program, parse
+from methods.streaming.run import Kept, Plan, Widths, run
+from methods.streaming.unit import Mode
 from methods.widths import output_bound, width_of
 
 LABELS = 4096

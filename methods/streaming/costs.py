@@ -21,12 +21,12 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from harness.ledger import BLOCK, Ledger
 from methods import _profile as profile
 from methods._profile import FLOPS_PER_BYTE
-from methods._stream_ops import Gradients
-from methods._stream_parse import Program, Step
-from methods._stream_rows import Rows
-from methods._stream_run import Gradient, Kept, Plan, Trace, Widths, needed_until, readers, trained
-from methods._stream_unit import Mode, Unit
 from methods._twin import Memory
+from methods.streaming.ops import Gradients
+from methods.streaming.parse import Program, Step
+from methods.streaming.rows import Rows
+from methods.streaming.run import Gradient, Kept, Plan, Trace, Widths, needed_until, readers, trained
+from methods.streaming.unit import Mode, Unit
 
 FORWARD_PASSES, BACKWARD_PASSES = 10, 20
 """Reads and writes of a layer's output in one pass of normalisation and neuron: counted in :mod:`methods.kernels`."""

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from methods._entry import Entry
-from methods._stream_backward import Backward
-from methods._stream_forward import Forward
-from methods._stream_ops import Gradients
-from methods._stream_parse import Program, Step
-from methods._stream_rows import Rows
-from methods._stream_unit import Mode
 from methods.kernels.lif_stream import valueless
 from methods.packing import RAW, narrowest
+from methods.streaming.backward import Backward
+from methods.streaming.forward import Forward
+from methods.streaming.ops import Gradients
+from methods.streaming.parse import Program, Step
+from methods.streaming.rows import Rows
+from methods.streaming.unit import Mode
 
 Widths = list[int | None]
 

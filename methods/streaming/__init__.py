@@ -1,0 +1,1 @@
+"""Parts of :mod:`methods.streamed`: taking a model apart, running it in chunks, planning how."""

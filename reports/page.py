@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from reports import environments, failures, fits, overview, prediction
+from reports import environments, failures, fits, overview, prediction, short
 from reports.about import About
 from reports.claims import judge, load
 from reports.claims.table import claim_grid
@@ -85,8 +85,10 @@ def sections(suite: Suite) -> list[Section]:
     grids = [method_grid(i, table, suite.headings, suite.about) for i, table in enumerate(suite.tables)]
     fresh = [item for item in items if not item.stale]
     return [
-        Section("methods", "Methods", "What each method promises; options are those of the first record.",
-                [overview.method_list(items, labels)]),
+        Section("short", "In short", "Which method wins what: every row is read off one comparison, the one with most "
+                "methods in it; numbers of different comparisons are not pooled. Other networks, sizes and machines may "
+                "answer differently: the tables below have them all, `snnbench plan` and `snnbench bench` your own.",
+                [short.short(suite.tables, suite.headings)], empty="No comparison has three methods that ended well."),
         Section("comparison", "Comparison", grids=grids, empty="There are no records."),
         claim_section(suite),
         *figure_sections(Scene(suite.tables, suite.headings)),
@@ -100,6 +102,8 @@ def sections(suite: Suite) -> list[Section]:
         Section("predicted", "Predicted against measured", "The same cells under fake tensors and for real. On a CPU "
                 "both must agree to the byte.", [prediction.predictions(fresh, labels)],
                 empty="No cell was both predicted and measured."),
+        Section("methods", "Methods", "What each method promises; options are those of the first record.",
+                [overview.method_list(items, labels)]),
         Section("omissions", "What was left out", "Metrics that the records hold as null, with their reasons.",
                 [overview.omissions(items)], empty="Every metric was measured."),
         Section("provenance", "Provenance", "The environments that the records were made in, and the data.",

@@ -22,6 +22,7 @@ COMMANDS = {
     "plan": "harness.cli.plan:plan",
     "bench": "harness.cli.bench:bench",
     "reproduce": "harness.cli.reproduce:reproduce",
+    "compare": "harness.cli.compare:compare",
     "check": "harness.cli.check:check",
     "doctor": "harness.cli.doctor:doctor",
     "data": "harness.cli.data:data",

@@ -17,8 +17,9 @@ from spikingjelly.activation_based import base, layer, neuron
 from torch import nn
 
 from harness.contracts import StagedModel
+from methods.bptt_fused import FUSED
 
-NEURONS = (neuron.IFNode, neuron.LIFNode, neuron.ParametricLIFNode)
+NEURONS = (neuron.IFNode, neuron.LIFNode, neuron.ParametricLIFNode, *FUSED.values())
 """Neurons whose step depends on the last membrane and the input only; a subclass may not keep to that."""
 _POOLING = (
     layer.MaxPool1d, layer.MaxPool2d, layer.MaxPool3d, layer.AvgPool1d, layer.AvgPool2d, layer.AvgPool3d,

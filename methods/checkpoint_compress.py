@@ -45,6 +45,7 @@ from methods._plan import Level, autocast_of, plan
 from methods._segment import segmented_forward, unsegmentable
 from methods._twin import Autocast, Measured
 from methods.compressors import ALLOWED, FIXED, Keeper, width_under
+from methods.kernels.choice import triton_at
 from methods.packing import RAW
 from methods.widths import input_bounds
 
@@ -89,6 +90,7 @@ class CheckpointCompress(Method):
         self._planned_for: Autocast | None = None
         self._spikes: list[list[int | None]] = []
         self._steps = 0
+        self._kernel = "torch"
 
     def supports(self, model: StagedModel, loss: Loss) -> str | None:
         """None, or why the model's stages cannot be recomputed one by one."""
@@ -101,6 +103,7 @@ class CheckpointCompress(Method):
             ValueError: a replayed plan belongs to a model of another structure; or, from O2 on, a forward depends on
                 values.
         """
+        self._kernel = "triton" if triton_at(example.device) else "torch"
         if self._source != "replay":
             self._decide(model, example, loss)
         self._parts(model)
@@ -132,7 +135,8 @@ class CheckpointCompress(Method):
         per element of each segment's input (``sparse``: per spike), 0 = kept raw; ``width_source``: ``rule``,
         ``measured`` (at least one was read off a batch) or ``replay``; ``redone_steps``: forwards run again after a
         violation; ``predicted_peak_bytes``: most bytes live in a step without optimizer state, None at O1, which plans
-        nothing; ``spikes``: with ``sparse``, how many each segment kept in the first steps.
+        nothing; ``spikes``: with ``sparse``, how many each segment kept in the first steps; ``kernel``: what packs,
+        ``torch`` or ``triton``.
         """
         return {
             "level": self.opt.level,
@@ -143,6 +147,7 @@ class CheckpointCompress(Method):
             "redone_steps": self._redone,
             "predicted_peak_bytes": self._peak,
             "spikes": self._spikes,
+            "kernel": self._kernel,
         }
 
     def replay(self, plan: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,13 +25,18 @@ NEURONS = {"LIF": "lif", "IF": "if_", "PLIF": "plif"}
 
 @dataclass
 class CudaPeaks:
-    """Peaks of a region, in bytes. ``requested`` is what callers asked for, before the allocator's rounding."""
+    """Peaks of a region, in bytes.
+
+    ``requested`` is what callers asked for, before the allocator's rounding; ``process`` and ``device`` are NVML's at the
+    end of the region, ``device_delta`` is the device's rise since before this process had a CUDA context.
+    """
 
     allocated: int | None = None
     reserved: int | None = None
     requested: int | None = None
     process: int | None = None
     device: int | None = None
+    device_delta: int | None = None
     workspace: int | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -53,10 +59,14 @@ def peaks(device: str) -> Iterator[CudaPeaks]:
     found.allocated, found.reserved = seen["allocated_bytes"], seen["reserved_bytes"]
     found.requested = seen["requested_bytes"]
     found.process, reason = process_bytes()
-    found.device = open_device(device).state().memory_used_bytes
+    found.device, why = _device_used()
     found.workspace = workspace_bytes()
     if reason is not None:
         found.reasons["nvml_process_bytes"] = reason
+    if found.device is not None and _BEFORE[0] is not None:
+        found.device_delta = found.device - _BEFORE[0]
+    else:
+        found.reasons["nvml_device_delta_bytes"] = (why or "NVML does not say") if found.device is None else _BEFORE[1]
 
 
 @contextlib.contextmanager
@@ -73,6 +83,21 @@ def phase_peaks(device: str) -> Iterator[dict[str, int]]:
     finally:
         _remember()
         found.update(_HIGHEST)
+
+
+def before_context() -> None:
+    """Note what the device holds before this process has a CUDA context, for :attr:`CudaPeaks.device_delta`.
+
+    Where NVML hides processes from a container, the rise since then stands beside the missing number: it includes what
+    others took or gave back meanwhile.
+    """
+    if not torch.cuda.is_initialized():
+        _BEFORE[:] = _device_used()
+
+
+def _device_used() -> tuple[int | None, str]:
+    state = open_device("cuda").state()
+    return state.memory_used_bytes, state.reasons.get("memory_used_bytes", "")
 
 
 def process_bytes() -> tuple[int | None, str | None]:
@@ -105,7 +130,8 @@ def snapshot(file: Path | None) -> Iterator[None]:
     if file is None:
         yield
         return
-    torch.cuda.memory._record_memory_history(max_entries=SNAPSHOT_EVENTS)
+    # Python frames only: symbols of C++ frames take minutes to find and most of the file.
+    torch.cuda.memory._record_memory_history(stacks="python", max_entries=SNAPSHOT_EVENTS)
     try:
         yield
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -136,6 +162,8 @@ def _selected(package: str) -> str | None:
     return getattr(chosen, "name", None)
 
 
+_BEFORE: list[Any] = [None, "nobody asked NVML before this process had a CUDA context"]
+"""Bytes that the device held before this process came, or None and the reason."""
 _HIGHEST: dict[str, int] = {}
 """Peaks of the running phase up to the last reset."""
 

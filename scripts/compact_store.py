@@ -1,8 +1,9 @@
-"""Copy predictions into a small store to be committed: ``python scripts/compact_store.py SOURCE TARGET``.
+"""Copy records into a small store to be committed: ``python scripts/compact_store.py SOURCE TARGET [--measured]``.
 
-Of every cell the latest prediction that ended well or says why it cannot be made. Nothing that a table shows is changed:
-timelines are thinned at their extremes, bytes by module are added up over the inner modules of a stage, and what tells
-about the machine and not about the numbers (host, kernel, load) is left out. Series files are not copied.
+Of every cell the latest prediction that ended well or says why it cannot be made; with ``--measured`` the latest
+measurement that ended well or whose failure is a result. Nothing that a table shows is changed: timelines are thinned at
+their extremes, bytes by module are added up over the inner modules of a stage, and what tells about the machine and not
+about the numbers (its name, load, for a prediction its kernel) is left out. Series files and snapshots are not copied.
 """
 
 from __future__ import annotations
@@ -22,28 +23,33 @@ POINTS = 100
 """Points of a timeline that stay."""
 DEPTH = 2
 """Parts of a module's name that stay: ``stages.3.conv.0`` counts as ``stages.3``."""
-KEPT = ("ok", "unsupported")
-ABOUT_THE_MACHINE = ("host", "kernel")
-LEFT_OUT = "left out of the committed store: it says nothing about a prediction"
+KEPT = {True: ("ok", "unsupported"), False: ("ok", "unsupported", "oom", "timeout", "diverged")}
+"""How a prediction, and how a measurement, may have ended."""
+ABOUT_THE_MACHINE = {True: ("host", "kernel"), False: ("host",)}
+LEFT_OUT = {
+    True: "left out of the committed store: it says nothing about a prediction",
+    False: "left out of the committed store: it says nothing about the numbers",
+}
 
 
 def compact(record: Record) -> dict[str, Any]:
     """The record as a small JSON document.
 
     Args:
-        record: a prediction.
+        record: a prediction or a measurement.
     """
     found: dict[str, Any] = record.model_dump(mode="json")
     memory, facts = found["memory"], found["provenance"]
     if memory is not None:
         memory["timeline"] = thin(memory["timeline"], POINTS)
         memory["by_module"] = by_stage(memory["by_module"])
+        memory["cuda_facts"].pop("snapshot", None)
     for phase in found["phases"].values():
         phase["traceback"] = None
-    for name in ABOUT_THE_MACHINE:
+    for name in ABOUT_THE_MACHINE[record.spec.predicted]:
         if facts.get("system", {}).get(name) is not None:
             facts["system"][name] = None
-            facts["reasons"][f"system.{name}"] = LEFT_OUT
+            facts["reasons"][f"system.{name}"] = LEFT_OUT[record.spec.predicted]
     facts.pop("load_average", None)
     return found
 
@@ -61,17 +67,18 @@ def by_stage(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"module": module, "origin": origin, "bytes": size} for (module, origin), size in ordered]
 
 
-def main(source: Path, target: Path) -> int:
+def main(source: Path, target: Path, predicted: bool = True) -> int:
     """Write the files; returns how many.
 
     Args:
         source: a store.
         target: a store; records of the cells that it has already are replaced.
+        predicted: whether predictions are copied, or measurements.
     """
     latest: dict[tuple[str, str], Record] = {}
     for _, record in Store(source).records():
         key = record.suite, record.cell
-        usable = record.spec.predicted and record.status in KEPT
+        usable = record.spec.predicted == predicted and record.status in KEPT[predicted]
         if usable and (key not in latest or is_later(record, latest[key])):
             latest[key] = record
     for record in latest.values():
@@ -85,6 +92,8 @@ def main(source: Path, target: Path) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: python scripts/compact_store.py SOURCE TARGET")
-    print(f"{main(Path(sys.argv[1]), Path(sys.argv[2]))} predictions in {sys.argv[2]}")
+    words = [word for word in sys.argv[1:] if word != "--measured"]
+    if len(words) != 2:
+        sys.exit("usage: python scripts/compact_store.py SOURCE TARGET [--measured]")
+    what = "measurements" if "--measured" in sys.argv else "predictions"
+    print(f"{main(Path(words[0]), Path(words[1]), what == 'predictions')} {what} in {words[1]}")

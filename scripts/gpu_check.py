@@ -1,9 +1,9 @@
 """Can this machine run the GPU cells? Exit code 2 and one line where it cannot; used by ``gpu_run.sh``.
 
-Also writes into SITE the suite that holds the ledger against the allocator, and the metadata folder through which entry
-points are found in a checkout that is not installed; that needs neither a network nor a build tool.
+Also writes into SITE the suites of the run, and the metadata folder through which entry points are found in a checkout
+that is not installed; that needs neither a network nor a build tool.
 
-    python scripts/gpu_check.py SITE
+    python scripts/gpu_check.py SITE [cuda|cpu]
 """
 
 import importlib.metadata
@@ -17,17 +17,19 @@ ROOT = Path(__file__).parents[1]
 NEEDED = ("spikingjelly", "tonic", "torchvision", "numpy", "pandas", "pyarrow", "sklearn", "pydantic", "click", "rich",
           "jinja2", "pynvml")  # fmt: skip
 """Modules without which no cell runs."""
+SUITES = ("gpu-memory", "gpu-versus", "gpu-train")
+"""Suites beside this file; dashes in their names are underscores in their files'."""
 
 
-def problem() -> str | None:
+def problem(device: str = "cuda") -> str | None:
     """Why nothing can be measured here, in one line, or None."""
     if importlib.util.find_spec("torch") is None:
         return "torch is not installed"
     import torch
 
-    if torch.version.cuda is None:
+    if device == "cuda" and torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
-    if not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         return f"torch {torch.__version__} sees no CUDA device (driver missing, or CUDA_VISIBLE_DEVICES hides it)"
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -55,17 +57,18 @@ def write_metadata(site: Path) -> None:
     (folder / "entry_points.txt").write_text("\n".join(lines))
 
 
-def write_suite(site: Path) -> None:
-    """``gpu-memory.toml`` with the names of all methods, those of plugins too."""
+def write_suites(site: Path) -> None:
+    """The suites, ``EVERY`` replaced by the names of all methods, those of plugins too."""
     sys.path.insert(0, str(site))
-    names = sorted(entry.name for entry in importlib.metadata.entry_points(group="snnbench.methods"))
-    text = (ROOT / "scripts" / "gpu_memory.toml").read_text()
-    (site / "gpu-memory.toml").write_text(text.replace('"EVERY"', json.dumps(names)))
+    names = sorted({entry.name for entry in importlib.metadata.entry_points(group="snnbench.methods")})
+    for suite in SUITES:
+        text = (ROOT / "scripts" / f"{suite.replace('-', '_')}.toml").read_text()
+        (site / f"{suite}.toml").write_text(text.replace('"EVERY"', json.dumps(names)))
 
 
-def main(site: str) -> int:
+def main(site: str, device: str = "cuda") -> int:
     """Check, and write what the run needs into the folder ``site``."""
-    reason = problem()
+    reason = problem(device)
     if reason is not None:
         print(f"gpu_run: no GPU cell can run here: {reason}", file=sys.stderr)
         return 2
@@ -74,12 +77,12 @@ def main(site: str) -> int:
 
 
 def prepare(site: Path) -> None:
-    """Metadata where the project is not installed, and the suite."""
+    """Metadata where the project is not installed, and the suites."""
     site.mkdir(parents=True, exist_ok=True)
     if not installed():
         write_metadata(site)
-    write_suite(site)
+    write_suites(site)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

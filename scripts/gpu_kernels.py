@@ -22,9 +22,10 @@ from spikingjelly.activation_based.memopt.compress import BitSpikeCompressor
 from torch import Tensor
 
 from methods import packing
-from methods.kernels import affine_lif, lif
+from methods.kernels import affine_lif, lif, lif_stream
 from methods.kernels.affine_lif import Affine
 from methods.kernels.lif_torch import Neuron
+from methods.streaming.rows import Rows
 
 ROUNDS, WARM = 30, 5
 STEPS = 8
@@ -72,6 +73,7 @@ def measure(dtype: torch.dtype, elements: int) -> list[dict[str, Any]]:
          n * (size + 1 / 8), None),
         ("LIF forward + backward", lambda: _both(lambda v: lif.sequence(v, 0.0, None, constants, "membrane")[0], leaf, grad),
          6 * n * size, lambda: _both(lambda v: _theirs(node, v), leaf, grad)),
+        *streamed(x, constants),
     ]  # fmt: skip
     target = torch.empty_like(x)
     found = []
@@ -82,6 +84,24 @@ def measure(dtype: torch.dtype, elements: int) -> list[dict[str, Any]]:
         found.append({"kernel": name, "dtype": str(dtype).removeprefix("torch."), "seconds": seconds["ours"],
                       "of_copy_bandwidth": fraction, "spikingjelly_seconds": seconds.get("theirs")})  # fmt: skip
     return found
+
+
+def streamed(x: Tensor, constants: Neuron) -> list[tuple[str, Callable[[], object], float, None]]:
+    """The kernels of streamed layers: normalisation, neuron and packing in one launch; rows read, and added."""
+    y, n = x.view(STEPS, 8, 64, -1), x.numel()
+    if not lif_stream.fused(y):
+        return []
+    kept, total = (Rows.empty(width, tuple(y.shape), y.dtype, y.device) for width in (1, 2))
+    shape = (1, 1, 64, 1)
+    how = lif_stream.Affine(torch.ones(shape, device=y.device), torch.zeros(shape, device=y.device))
+    wrong = torch.zeros((), dtype=torch.int64, device=y.device)
+    bits = kept.payload
+    return [
+        ("streamed: affine + LIF to bits", lambda: lif_stream.fire_bits(y, None, how, 0.0, None, constants, bits),
+         n * (x.element_size() + 1 / 8), None),
+        ("streamed: unpack rows", lambda: kept.read(0, y.shape[1]), n * (x.element_size() + 1 / 8), None),
+        ("streamed: add rows", lambda: total.add(kept, kept, wrong), n / 2, None),
+    ]  # fmt: skip
 
 
 def channels() -> Affine:

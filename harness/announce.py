@@ -15,10 +15,15 @@ Message: TypeAlias = tuple[Literal["phase"], str] | tuple[Literal["waiting"], bo
 _channel: Connection | None = None
 
 
-def connect(channel: Connection) -> None:
-    """Send what this process announces through ``channel``."""
+def connect(to: Connection | None) -> None:
+    """Send what this process announces through ``to``; None: nowhere."""
     global _channel
-    _channel = channel
+    _channel = to
+
+
+def channel() -> Connection | None:
+    """Where announcements go, to be handed to a process that this one starts; None: nowhere."""
+    return _channel
 
 
 def phase(name: str) -> None:

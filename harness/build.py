@@ -25,6 +25,8 @@ from harness.contracts import (
     Unsupported,
     reset_states,
 )
+from harness.distributed import norm
+from harness.distributed.ranks import ALONE, Ranks
 from harness.spec import CellSpec, LossSpec, Precision, Recipe
 
 # torch says at every import that Triton is absent; `snnbench doctor` tells it once.
@@ -130,12 +132,39 @@ def collate(items: list[tuple[Tensor, Any]]) -> Batch:
     return torch.stack([x for x, _ in items], dim=1), torch.as_tensor([y for _, y in items])
 
 
-def loader(dataset: Any, spec: CellSpec, train: bool) -> torch.utils.data.DataLoader[Batch]:
-    """Batches of a split; shuffled from the cell's seed when training. A last, smaller training batch is dropped."""
+class Parts(torch.utils.data.Sampler[list[int]]):
+    """This rank's part of every batch; a batch that has none for it is left out.
+
+    Args:
+        dataset: what is drawn from.
+        batch: samples of a whole batch.
+        ranks: who shares it.
+        order: shuffles from its numbers; None: in the order of the data set.
+    """
+
+    def __init__(self, dataset: Any, batch: int, ranks: Ranks, order: torch.Generator | None) -> None:
+        data = torch.utils.data
+        each = data.SequentialSampler(dataset) if order is None else data.RandomSampler(dataset, generator=order)
+        self._batches = data.BatchSampler(each, batch, drop_last=order is not None)
+        self._ranks = ranks
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Indices, batch by batch."""
+        return (part for batch in self._batches if (part := batch[self._ranks.part(len(batch))]))
+
+    def __len__(self) -> int:
+        """Number of whole batches."""
+        return len(self._batches)
+
+
+def loader(dataset: Any, spec: CellSpec, train: bool, ranks: Ranks = ALONE) -> torch.utils.data.DataLoader[Batch]:
+    """Batches of a split, or a rank's parts of them; shuffled from the cell's seed when training.
+
+    A last, smaller training batch is dropped.
+    """
     order = torch.Generator().manual_seed(spec.seed + DATA_SEED_OFFSET)
-    return torch.utils.data.DataLoader(
-        dataset, batch_size=spec.batch, shuffle=train, drop_last=train, collate_fn=collate, generator=order
-    )
+    parts = Parts(dataset, spec.batch, ranks, order if train else None)
+    return torch.utils.data.DataLoader(dataset, batch_sampler=parts, collate_fn=collate, generator=order)
 
 
 def first_batch(splits: DataSplits, spec: CellSpec) -> Batch:
@@ -179,10 +208,12 @@ class Trainer:
         spec: the cell.
         method: computes the gradients.
         model: prepared by ``method``.
+        ranks: who shares the batch.
     """
 
-    def __init__(self, spec: CellSpec, method: Method, model: StagedModel) -> None:
-        self.spec, self.method, self.model = spec, method, model
+    def __init__(self, spec: CellSpec, method: Method, model: StagedModel, ranks: Ranks = ALONE) -> None:
+        self.spec, self.method, self.model, self.ranks = spec, method, model, ranks
+        self._steps = 0
         self.loss = make_loss(spec.loss)
         self.optimizer = make_optimizer(spec.recipe, model, spec.device)
         if PRECISIONS[spec.precision].scaled:
@@ -192,10 +223,13 @@ class Trainer:
         """One training step: states reset, forward, backward, optimizer, gradients cleared."""
         reset_states(self.model)
         with precision(self.spec):
-            return self.method.step(self.model, x, y, self.loss, self.update)
+            out = self.method.step(self.model, x, y, self.loss, self.update)
+        self._steps += 1
+        return out
 
     def update(self) -> None:
-        """Step the optimizer and clear the gradients."""
+        """Take the gradients' mean over the ranks, step the optimizer and clear the gradients."""
+        self.ranks.average(self.model.parameters(), check=self._steps == 0)
         scaler, clip = self.loss.scaler, self.spec.recipe.clip_grad_norm
         if clip is not None:
             if scaler is not None:
@@ -220,6 +254,8 @@ class Bench:
         splits: the data, or None where it is absent or only predicted.
         convert: applied to every freshly built model; a prediction makes it fake here.
         source: gives a model with the seed's initial weights; default: the registry builds the spec's.
+        ranks: who shares the batch; ``batch`` is this rank's part.
+        whole: gives the batch of all ranks; default: ``batch``.
     """
 
     spec: CellSpec
@@ -228,18 +264,28 @@ class Bench:
     splits: DataSplits | None = None
     convert: Callable[[StagedModel], StagedModel] = lambda model: model
     source: Callable[[], StagedModel] | None = None
+    ranks: Ranks = ALONE
+    whole: Callable[[], Batch] | None = None
 
     def fresh(self) -> StagedModel:
         """A model with the seed's initial weights."""
         return self.convert(build_model(self.spec, self.info) if self.source is None else self.source())
 
-    def prepared(self, method: Method) -> StagedModel:
+    def prepared(self, method: Method, shared: bool = True) -> StagedModel:
         """A model with the seed's initial weights, rewritten by ``method`` for training.
 
+        Args:
+            method: rewrites it.
+            shared: batch normalisation takes its statistics over all ranks.
+
         Raises:
-            Unsupported: the method cannot train it.
+            Unsupported: the method cannot train it, or the device has no such precision.
         """
+        if PRECISIONS[self.spec.precision].tf32 and self.spec.device == "cpu" and not self.spec.predicted:
+            raise Unsupported("tf32 is a mode of CUDA devices; a CPU would compute in fp32 under that name")
         model, loss = self.fresh(), make_loss(self.spec.loss)
+        if shared and self.ranks.size > 1:
+            norm.synchronise(model)
         reason = method.supports(model, loss)
         if reason is not None:
             raise Unsupported(reason)
@@ -248,7 +294,7 @@ class Bench:
     def trainer(self, method: Method | None = None) -> Trainer:
         """A fresh trainer with the seed's initial weights."""
         method = method or build_method(self.spec)
-        return Trainer(self.spec, method, self.prepared(method))
+        return Trainer(self.spec, method, self.prepared(method), self.ranks)
 
     def plain(self) -> nn.Module:
         """The model that BPTT would train and that is evaluated, in multi-step mode.
@@ -259,23 +305,35 @@ class Bench:
         method = build_method(self.spec)
         if method.model == "same":
             return self.fresh()
-        return method.finish(self.prepared(method))
+        return method.finish(self.prepared(method, shared=False))
 
 
-def open_bench(spec: CellSpec) -> tuple[Bench, dict[str, Any]]:
-    """The bench on real data, or on declared synthetic input where the data is absent; and what a record says of it."""
+def open_bench(spec: CellSpec, ranks: Ranks = ALONE) -> tuple[Bench, dict[str, Any]]:
+    """The bench on real data, or on declared synthetic input where the data is absent; and what a record says of it.
+
+    Raises:
+        ValueError: the cell needs more processes than there are.
+    """
+    if spec.devices != ranks.size:
+        raise ValueError(f"a cell of {spec.devices} devices needs a process for each; here are {ranks.size}")
     source = data_source(spec)
     info = source.info()
     try:
         splits = source.load(spec.T)
     except Unavailable as error:
         facts = {"synthetic": True, "input": SYNTHETIC, "reason": str(error), "sha256": None}
-        return Bench(spec, info, synthetic_batch(info, spec)), facts
+        return _bench(spec, info, lambda: synthetic_batch(info, spec), None, ranks), facts
     facts = {"synthetic": False, "sha256": splits.sha256, **splits.details}
     # What the description knows (a subset) and what only the files tell (other checksums) are both reasons.
     reasons = [reason for reason in (info.variant, splits.details.get("variant")) if reason]
     facts["variant"] = "; ".join(dict.fromkeys(reasons)) or None
-    return Bench(spec, info, first_batch(splits, spec), splits), facts
+    return _bench(spec, info, lambda: first_batch(splits, spec), splits, ranks), facts
+
+
+def _bench(
+    spec: CellSpec, info: DataInfo, whole: Callable[[], Batch], splits: DataSplits | None, ranks: Ranks
+) -> Bench:
+    return Bench(spec, info, ranks.share(whole()), splits, ranks=ranks, whole=whole)
 
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:

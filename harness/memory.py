@@ -15,9 +15,10 @@ from harness import cuda
 from harness.build import Bench, Trainer, build_method
 from harness.contracts import reset_states
 from harness.devices import allocator
+from harness.distributed.ranks import Ranks
 from harness.host import HostPeak
 from harness.ledger import Ledger, LedgerReport
-from harness.record import Memory, ModuleBytes, Split
+from harness.record import Memory, ModuleBytes, RankMemory, Split
 from harness.store.series import thin
 
 TIMELINE_POINTS = 1_000
@@ -53,7 +54,7 @@ def measure(
     if report is None and not spec.predicted:
         _settle(trainer, bench)
     peaks, host = _untracked(trainer, bench)
-    reasons = dict(peaks.reasons)
+    reasons = {name: why for name, why in peaks.reasons.items() if name in cuda.NAMES}
     if report is None:
         reasons |= dict.fromkeys(COUNTED, str(method.ledger))
     elif report.saved_bytes is None:
@@ -64,10 +65,27 @@ def measure(
     if spec.device == "cuda":
         block.cuda_facts = _cuda_facts(report, peaks)
         if snapshot is not None and not spec.predicted:
+            snapshot = snapshot if bench.ranks.first else snapshot.with_suffix(f".rank{bench.ranks.rank}.pickle")
             with cuda.snapshot(snapshot):
                 trainer.step(*bench.batch)
             block.cuda_facts["snapshot"] = snapshot.name
-    return block, report, trainer
+    return _highest(block, bench.ranks), report, trainer
+
+
+def _highest(block: Memory, ranks: Ranks) -> Memory:
+    """The block of the rank with the highest peak, with what every rank held."""
+    if ranks.size == 1:
+        return block
+    every = ranks.gather(block)
+    names = [name for name in RankMemory.model_fields if name != "rank"]
+    held = [RankMemory(rank=rank, **{name: getattr(one, name) for name in names}) for rank, one in enumerate(every)]
+    found = max(every, key=lambda one: (one.peak_live_bytes or 0, one.cuda_allocated_bytes or 0))
+    process = [name for name in names if name.startswith(("host", "cuda", "nvml"))]
+    highest = {
+        name: max((getattr(one, name) for one in held if getattr(one, name) is not None), default=None)
+        for name in process
+    }
+    return found.model_copy(update={"ranks": held, **highest})
 
 
 def track(trainer: Trainer, bench: Bench, settle: Callable[[Trainer, Bench], None] | None = None) -> LedgerReport:
@@ -135,7 +153,11 @@ def _block(
 
 def _cuda_facts(report: LedgerReport | None, peaks: cuda.CudaPeaks) -> dict[str, Any]:
     """What stands between the ledger's peak and the allocator's: cuts that the allocator leaves, and workspaces."""
-    facts: dict[str, Any] = {"workspace_bytes": peaks.workspace, "nvml_device_bytes": peaks.device}
+    facts: dict[str, Any] = {
+        "workspace_bytes": peaks.workspace, "nvml_device_bytes": peaks.device,
+        "nvml_device_delta_bytes": peaks.device_delta,
+        "nvml_device_reason": peaks.reasons.get("nvml_device_delta_bytes"),
+    }  # fmt: skip
     if report is not None:
         model = allocator.replay(report.lives)
         facts |= {"modelled_allocated_bytes": model.peak_allocated, "modelled_reserved_bytes": model.peak_reserved}

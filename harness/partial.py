@@ -22,14 +22,19 @@ def save(job: Job, found: dict[str, Any]) -> None:
         return
 
 
+def peek(job: Job) -> dict[str, Any]:
+    """The fields saved last, empty where there are none."""
+    try:
+        return dict(from_json(_path(job).read_bytes()))
+    except (OSError, ValueError):
+        return {}
+
+
 def take(job: Job) -> dict[str, Any]:
     """The fields saved last, empty where there are none; they are forgotten."""
-    try:
-        found = from_json(_path(job).read_bytes())
-    except (OSError, ValueError):
-        found = {}
+    found = peek(job)
     discard(job)
-    return dict(found)
+    return found
 
 
 def discard(job: Job) -> None:

@@ -99,6 +99,21 @@ class ModuleBytes(BaseModel):
     bytes: int
 
 
+class RankMemory(BaseModel):
+    """What one rank of a cell of several devices held; null as in :class:`Memory`."""
+
+    model_config = ConfigDict(extra="forbid")
+    rank: int
+    peak_live_bytes: int | None
+    peak_activation_bytes: int | None
+    static_bytes: int | None
+    host_peak_bytes: int | None
+    cuda_allocated_bytes: int | None
+    cuda_reserved_bytes: int | None
+    cuda_requested_bytes: int | None
+    nvml_process_bytes: int | None
+
+
 class Memory(_Block):
     """One settled training step under the ledger, and what allocators and the process say beside it."""
 
@@ -123,9 +138,21 @@ class Memory(_Block):
     cuda_facts: dict[str, Any] = {}
     """On CUDA, beside the peaks: ``modelled_allocated_bytes`` and ``modelled_reserved_bytes`` (the ledger's storages in
     a model of the caching allocator), ``workspace_bytes`` (cuBLAS's, in the allocator but not in the ledger),
-    ``nvml_device_bytes`` (all processes together), ``snapshot`` (file beside the record)."""
+    ``nvml_device_bytes`` (all processes together), ``nvml_device_delta_bytes`` (its rise since before the cell's process
+    had a CUDA context; or ``nvml_device_reason``), ``snapshot`` (file beside the record)."""
     kernel_path: str
     plan_seconds: float | None
+    ranks: list[RankMemory] = []
+    """One for each device where there are several: this block is then the one of the rank with the highest peak, and
+    the allocators' and the process's numbers are the highest of all ranks."""
+
+
+class RankTiming(BaseModel):
+    """Median step time of one rank of a cell of several devices, waiting for the others included."""
+
+    model_config = ConfigDict(extra="forbid")
+    rank: int
+    step_time_s: float
 
 
 class Timing(_Block):
@@ -158,6 +185,8 @@ class Timing(_Block):
     """What NVML said of the device before the timed rounds: memory, power, temperature, clocks, throttling, processes
     of others. Empty on a CPU."""
     device_after: dict[str, Any] = {}
+    ranks: list[RankTiming] = []
+    """One for each device where there are several: a sample of this block is then the slowest rank's."""
 
 
 class LayerActivity(BaseModel):
@@ -201,6 +230,22 @@ class Training(_Block):
     weights_sha256: str | None
 
 
+class Distributed(_Block):
+    """How the ranks of a cell of several devices work together."""
+
+    devices: int
+    rank_batch: int
+    """Samples of a step that each rank has."""
+    launcher: str
+    backend: str
+    gradient_sync: str
+    bucket_bytes: int
+    one_process_l2: float | None
+    """Relative L2 distance of the ranks' mean gradient from the same method's in one process on the whole batch."""
+    sync_batchnorm: bool | None
+    """Whether batch normalisation takes its statistics over all ranks; null where none is used, or not everywhere."""
+
+
 class Record(BaseModel):
     """The result of one cell."""
 
@@ -219,6 +264,8 @@ class Record(BaseModel):
     timing: Timing | None = None
     ops: Ops | None = None
     training: Training | None = None
+    distributed: Distributed | None = None
+    """None for a cell of one device."""
     method: dict[str, Any] = {}
     """The method's promises: gradient, model, numerics, paper, reconstruction."""
     data: dict[str, Any] = {}

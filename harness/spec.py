@@ -152,6 +152,8 @@ class CellSpec(_Frozen):
     recipe: Recipe = Recipe()
     precision: Precision = "fp32"
     device: Device = "cpu"
+    devices: PositiveInt = 1
+    """How many of them share every batch, in a process each."""
     seed: NonNegativeInt = 0
     profile: str
     phases: tuple[Phase, ...]
@@ -164,29 +166,49 @@ class CellSpec(_Frozen):
             raise ValueError(f"at least one of {', '.join(PHASES)}")
         return tuple(p for p in PHASES if p in phases)
 
+    @model_validator(mode="after")
+    def _shared(self) -> CellSpec:
+        if self.batch % self.devices:
+            raise ValueError(f"batch = {self.batch} cannot be shared equally by devices = {self.devices}")
+        if self.predicted and self.devices > 1:
+            raise ValueError(f"a predicted cell runs on no device; devices = {self.devices} has to be measured")
+        return self
+
     def canonical(self) -> str:
         """The spec as JSON with sorted keys; equal specs give equal text."""
-        return canonical_json(self.model_dump(mode="json"))
+        return canonical_json(self._identity())
+
+    def _identity(self) -> dict[str, Any]:
+        """The fields that are hashed: cells from before there was ``devices`` keep their hashes."""
+        fields = self.model_dump(mode="json")
+        if self.devices == 1:
+            del fields["devices"]
+        return fields
 
     @property
     def hash(self) -> str:
         """Sixteen hex digits of SHA-256 over :meth:`canonical`."""
         return digest(self.canonical())
 
+    @property
+    def device_label(self) -> str:
+        """The device, and how many of it where there are several: ``2 x cuda``."""
+        return self.device if self.devices == 1 else f"{self.devices} x {self.device}"
+
     def group(self, *without: str) -> str:
         """Hash of the spec less the named fields: cells that differ only there share it."""
-        spec = self.model_dump(mode="json")
+        spec = self._identity()
         for key in without:
-            del spec[key]
+            spec.pop(key, None)
         return digest(canonical_json(spec))
 
     def label(self) -> str:
         """One line for progress and messages."""
         seed = f" seed={self.seed}" if "train" in self.phases else ""
         kind = "predict" if self.predicted else "+".join(self.phases)
-        return (
-            f"{self.method.label} | {self.model.label} | {self.data.label} | T={self.T} N={self.batch}{seed} | {kind}"
-        )
+        shared = f" on {self.devices} devices" if self.devices > 1 else ""
+        size = f"T={self.T} N={self.batch}{shared}{seed}"
+        return f"{self.method.label} | {self.model.label} | {self.data.label} | {size} | {kind}"
 
 
 def canonical_json(value: Any) -> str:

@@ -20,7 +20,8 @@ from harness.build import Batch, Bench, Trainer, build_method
 from harness.contracts import Unavailable
 from harness.cuda import StepClock
 from harness.devices import Device, DeviceError, disturbances, open_device
-from harness.record import Timing
+from harness.distributed.ranks import ALONE, Ranks
+from harness.record import RankTiming, Timing
 
 WARM_STEPS, WARM_SECONDS, WARM_AGREE, WARM_WITHIN, WARM_LIMIT = 3, 0.3, 3, 0.10, 40
 """Warm up for at least so many steps and seconds, and until the last three agree within 10 %, or 40 steps passed.
@@ -58,20 +59,41 @@ def measure(bench: Bench, strict: bool = False) -> Timing:
     Raises:
         Unavailable: so it is, and ``strict``.
     """
-    spec, method = bench.spec, bench.trainer()
+    spec, method, ranks = bench.spec, bench.trainer(), bench.ranks
     baseline, reason = _baseline(bench)
     device = open_device(spec.device)
     before, begin = device.state(), time.perf_counter()
-    if strict and (found := disturbances(before, before, 1.0)):
+    if strict and (found := _everywhere(ranks, disturbances(before, before, 1.0))):
         raise Unavailable(f"this GPU is disturbed: {'; '.join(found)}", "wait until it is not, or run without --strict")
     rounds = _rounds(bench.batch, spec.device, method, baseline)
     after = device.state()
-    rounds = replace(rounds, device=tuple(disturbances(before, after, time.perf_counter() - begin)))
-    block = summarise(rounds, spec.batch, spec.baseline, spec.device, reason)
+    found = disturbances(before, after, time.perf_counter() - begin)
+    block = summarise(_slowest(rounds, found, ranks), spec.batch, spec.baseline, spec.device, reason)
+    if ranks.size > 1:
+        own = ranks.gather(float(np.median(np.concatenate([np.asarray(r) for r in rounds.method]))))
+        block.ranks = [RankTiming(rank=rank, step_time_s=median) for rank, median in enumerate(own)]
+        block.reasons["energy_per_step_j"] = "the counters of several devices are not read together"
     if spec.device == "cuda":
         block.device_before, block.device_after = asdict(before), asdict(after)
-        _add_energy(block, device, lambda: method.step(*bench.batch))
+        if ranks.size == 1:
+            _add_energy(block, device, lambda: method.step(*bench.batch))
     return block
+
+
+def _everywhere(ranks: Ranks, found: list[str]) -> list[str]:
+    """What disturbs any rank's device."""
+    if ranks.size == 1:
+        return found
+    return [f"rank {rank}: {each}" for rank, mine in enumerate(ranks.gather(found)) for each in mine]
+
+
+def _slowest(rounds: Rounds, disturbed: list[str], ranks: Ranks) -> Rounds:
+    """A step is over when it is over on all ranks: every sample is the longest of theirs."""
+    method, baseline = (
+        [np.max(same, axis=0).tolist() for same in zip(*ranks.gather(mine), strict=True)]
+        for mine in (rounds.method, rounds.baseline)
+    )
+    return replace(rounds, method=method, baseline=baseline, device=tuple(_everywhere(ranks, disturbed)))
 
 
 def _add_energy(block: Timing, device: Device, step: Callable[[], object]) -> None:
@@ -88,27 +110,29 @@ def _add_energy(block: Timing, device: Device, step: Callable[[], object]) -> No
 def _baseline(bench: Bench) -> tuple[Trainer | None, str | None]:
     if bench.spec.method.name == bench.spec.baseline:
         return None, "this is the baseline"
-    method = build_method(bench.spec, bench.spec.baseline)
+    method, found, reason = build_method(bench.spec, bench.spec.baseline), None, None
     try:
-        return bench.trainer(method), None
+        found = bench.trainer(method)
     except (MemoryError, RuntimeError) as error:
-        return None, f"the baseline does not fit beside the method: {error}"
+        reason = f"the baseline does not fit beside the method: {error}"
+    reason = next((each for each in bench.ranks.gather(reason) if each is not None), None)
+    return (found, None) if reason is None else (None, reason)
 
 
 def _rounds(batch: Batch, device: str, method: Trainer, baseline: Trainer | None) -> Rounds:
-    trainers = [method] if baseline is None else [baseline, method]
+    trainers, ranks = [method] if baseline is None else [baseline, method], method.ranks
     gc.collect()
     warm = [warm_up(trainer, batch, device) for trainer in trainers]
-    repeats = [max(1, round(ROUND_MIN_SECONDS / max(seconds, 1e-9))) for _, seconds in warm]
+    repeats = ranks.agree([max(1, round(ROUND_MIN_SECONDS / max(seconds, 1e-9))) for _, seconds in warm])
     samples: list[list[list[float]]] = [[] for _ in trainers]
     load, begin = _Load(), time.perf_counter()
     for round_number in range(ROUNDS):
         order = range(len(trainers)) if round_number % 2 == 0 else reversed(range(len(trainers)))
         for which in order:
             samples[which].append(timed(trainers[which], batch, device, repeats[which]))
-        if round_number + 1 >= ROUNDS_MIN and time.perf_counter() - begin > ROUND_SECONDS:
+        if round_number + 1 >= ROUNDS_MIN and ranks.agree(time.perf_counter() - begin > ROUND_SECONDS):
             break
-    return Rounds(samples[-1], [] if baseline is None else samples[0], warm[-1][0], load.foreign())
+    return Rounds(samples[-1], [] if baseline is None else samples[0], warm[-1][0], load.foreign(ranks))
 
 
 def warm_up(trainer: Trainer, batch: Batch, device: str) -> tuple[int, float]:
@@ -118,7 +142,7 @@ def warm_up(trainer: Trainer, batch: Batch, device: str) -> tuple[int, float]:
         seen += timed(trainer, batch, device, 1)
         last = seen[-WARM_AGREE:]
         settled = len(seen) >= WARM_STEPS and max(last) - min(last) <= WARM_WITHIN * max(last)
-        if settled and time.perf_counter() - begin >= WARM_SECONDS:
+        if trainer.ranks.agree(settled and time.perf_counter() - begin >= WARM_SECONDS):
             break
     return len(seen), seen[-1]
 
@@ -195,11 +219,12 @@ class _Load:
     def __init__(self) -> None:
         self._start = self._read()
 
-    def foreign(self) -> float | None:
+    def foreign(self, ranks: Ranks = ALONE) -> float | None:
         end = self._read()
         if self._start is None or end is None:
             return None
         wall, busy, own = (b - a for a, b in zip(self._start, end, strict=True))
+        (own,) = ranks.total(own)
         return max(0.0, (busy - own) / wall) if wall > 0 else None
 
     @staticmethod

@@ -13,6 +13,7 @@ from torch import nn
 
 from harness.build import Bench, Trainer, copy_weights, loader, make_loss, precision
 from harness.contracts import reset_states
+from harness.distributed.ranks import SEED_OFFSET
 from harness.record import Epoch, Training
 from harness.spec import Recipe
 
@@ -34,17 +35,18 @@ def measure(bench: Bench) -> tuple[Training, Trainer]:
     Raises:
         DivergedError: the loss is not finite.
         ValueError: the data was not loaded.
+        RuntimeError: the ranks' weights are not the same after training.
     """
-    spec, splits = bench.spec, bench.splits
+    spec, splits, ranks = bench.spec, bench.splits, bench.ranks
     if splits is None:
         raise ValueError("training needs data")
     trainer, plain = bench.trainer(), bench.plain()
-    batches = loader(splits.train, spec, train=True)
+    batches = loader(splits.train, spec, train=True, ranks=ranks)
     if len(batches) == 0:
         raise ValueError(f"batch {spec.batch} is larger than the training split ({_size(splits.train)} samples)")
     rate = _schedule(trainer, len(batches))
-    # Dropout and augmentation draw from the same numbers for every method of a seed.
-    torch.manual_seed(spec.seed)
+    # Dropout and augmentation draw from the same numbers for every method of a seed; each rank has its own samples.
+    torch.manual_seed(spec.seed + SEED_OFFSET * ranks.rank)
     begin, epochs = time.perf_counter(), list[Epoch]()
     try:
         for number in range(1, spec.recipe.epochs + 1):
@@ -52,6 +54,8 @@ def measure(bench: Bench) -> tuple[Training, Trainer]:
     except DivergedError as error:
         error.block = _block(bench, epochs, None, time.perf_counter() - begin, len(batches))
         raise
+    if len(set(ranks.gather(_parameters_sha256(trainer.model)))) > 1:
+        raise RuntimeError("the ranks' weights are not the same after training: gradients were not averaged everywhere")
     return _block(bench, epochs, plain, time.perf_counter() - begin, len(batches)), trainer
 
 
@@ -62,7 +66,7 @@ def evaluate(bench: Bench, plain: nn.Module) -> tuple[float, float]:
     loss, correct, seen = 0.0, 0, 0
     criterion = make_loss(bench.spec.loss)
     with torch.no_grad(), precision(bench.spec):
-        for x, y in loader(bench.splits.test, bench.spec, train=False):
+        for x, y in loader(bench.splits.test, bench.spec, train=False, ranks=bench.ranks):
             x, y = x.to(bench.spec.device), y.to(bench.spec.device)
             reset_states(plain)
             logits = plain(x)
@@ -70,7 +74,8 @@ def evaluate(bench: Bench, plain: nn.Module) -> tuple[float, float]:
             correct += int((logits.float().mean(0).argmax(-1) == y).sum())
             seen += len(y)
     reset_states(plain)
-    return loss / seen, correct / seen
+    loss, hits, count = bench.ranks.total(loss, correct, seen)
+    return loss / count, hits / count
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -80,6 +85,11 @@ def weights_sha256(model: nn.Module) -> str:
         whole.update(name.encode())
         whole.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()
+
+
+def _parameters_sha256(model: nn.Module) -> str:
+    """Hash of the parameters alone: without synchronised statistics each rank has running ones of its own."""
+    return weights_sha256(nn.ParameterList(model.parameters()))
 
 
 def _epoch(
@@ -98,14 +108,15 @@ def _epoch(
         correct += int((out.logits.argmax(-1) == y).sum())
         seen += len(y)
     seconds = time.perf_counter() - begin
+    total, hits, count = bench.ranks.total(total, correct, seen)
     if not math.isfinite(total):
         raise DivergedError(number)
     copy_weights(trainer.model, plain)
     test_loss, test_accuracy = evaluate(bench, plain)
     return Epoch(
         epoch=number,
-        train_loss=total / seen,
-        train_accuracy=correct / seen,
+        train_loss=total / count,
+        train_accuracy=hits / count,
         test_loss=test_loss,
         test_accuracy=test_accuracy,
         seconds=seconds,

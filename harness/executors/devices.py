@@ -6,8 +6,8 @@ The parent never initialises CUDA: devices are counted in a child.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from harness.executors.job import Job
@@ -20,7 +20,7 @@ MASK = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True)
 class Slot:
-    """Room for one cell.
+    """Room for one cell, or for one of the processes of a cell of several devices.
 
     Args:
         kind: what sort of cell fits.
@@ -31,6 +31,12 @@ class Slot:
     kind: Kind
     index: int | None = None
     token: str = ""
+
+
+def joined(slots: Sequence[Slot]) -> Slot:
+    """Several slots as one, for a cell of several devices; it sees them in this order."""
+    first, *others = slots
+    return replace(first, token=",".join(slot.token for slot in slots)) if others else first
 
 
 def kind_of(spec: CellSpec) -> Kind:

@@ -13,7 +13,7 @@ from typing import BinaryIO, Protocol
 
 from harness.executors import child
 from harness.executors.cgroup import OomCounter
-from harness.executors.devices import Kind, Slot, environment, kind_of
+from harness.executors.devices import Kind, Slot, environment, joined, kind_of
 from harness.executors.job import Job, Outcome
 from harness.executors.server import DEAD_SERVER_EXIT_CODE, PRELOAD, ForkServer, end_group, pipe, sweep_group
 from harness.run.interrupt import Interrupt
@@ -45,7 +45,7 @@ class _Running:
     """A cell's process. ``allowance_s`` is what was left of its time when it began to wait for its turn."""
 
     job: Job
-    slot: Slot
+    slots: list[Slot]
     process: ForkServerProcess
     channel: Connection | None
     log: BinaryIO
@@ -64,7 +64,7 @@ class LocalExecutor:
 
     Args:
         jobs: how many CPU cells run at the same time.
-        devices: CUDA devices as ``CUDA_VISIBLE_DEVICES`` names them; one cell runs on each.
+        devices: CUDA devices as ``CUDA_VISIBLE_DEVICES`` names them; a cell takes as many as it asks for.
         entry: ``module:function`` that measures a :class:`Job` and writes its record.
         server: the fork server; by default one that has imported torch and every plugin.
         interrupt: ends :meth:`run` when the user asks to stop.
@@ -87,6 +87,7 @@ class LocalExecutor:
         self._watcher: Watcher = _Deaf() if watcher is None else watcher
         self._oom = OomCounter()
         self._free: list[Slot] = []
+        self._next: dict[Kind, Job] = {}
         self._running: dict[int, _Running] = {}
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
@@ -106,7 +107,7 @@ class LocalExecutor:
             StoppedError: the user asked to stop; nothing runs any more.
             ServerError: no process can be started.
         """
-        self._free = list(self.slots)
+        self._free, self._next = list(self.slots), {}
         try:
             while True:
                 self._check_interrupt()
@@ -122,24 +123,42 @@ class LocalExecutor:
             self._interrupt.check()
 
     def _fill(self, queues: Mapping[Kind, Iterator[Job]]) -> None:
-        for slot in list(self._free):
-            job = next(queues[slot.kind], None) if slot.kind in queues else None
-            if job is not None:
-                self._free.remove(slot)
-                self._start(replace(job, device_index=slot.index), slot, attempt=1)
-            self._check_interrupt()
+        for kind in queues:
+            while (slots := self._claim(kind, queues[kind])) is not None:
+                job = self._next.pop(kind)
+                self._start(replace(job, device_index=slots[0].index), slots, attempt=1)
+                self._check_interrupt()
 
-    def _start(self, job: Job, slot: Slot, attempt: int) -> None:
+    def _claim(self, kind: Kind, queue: Iterator[Job]) -> list[Slot] | None:
+        """Slots for the next job of a kind, which is kept until there are enough; None: too few are free, or no job is.
+
+        A job that asks for more than there are gets all: its worker says what it lacks.
+        """
+        free = [slot for slot in self._free if slot.kind == kind]
+        if not free:
+            return None
+        job = self._next.get(kind) or next(queue, None)
+        if job is None:
+            return None
+        self._next[kind] = job
+        need = min(job.spec.devices, sum(slot.kind == kind for slot in self.slots))
+        if len(free) < need:
+            return None
+        for slot in free[:need]:
+            self._free.remove(slot)
+        return free[:need]
+
+    def _start(self, job: Job, slots: list[Slot], attempt: int) -> None:
         self.server.state()  # waits for a new server's imports, which are not the cell's time
         ours, theirs = pipe()
         log = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process has ended
         mark = self._oom.mark()
-        arguments = (job.to_json(), self.entry, environment(job, slot), theirs, child.Descriptor(log.fileno()))
+        arguments = (job.to_json(), self.entry, environment(job, joined(slots)), theirs, child.Descriptor(log.fileno()))
         process = self.server.launch(child.run_job, arguments)
         theirs.close()
         now = time.monotonic()
         self._running[process.sentinel] = _Running(
-            job, slot, process, ours, log, now, now + job.timeout_s, mark, self.server.pid, attempt
+            job, slots, process, ours, log, now, now + job.timeout_s, mark, self.server.pid, attempt
         )
         self._watcher.started(job)
 
@@ -197,9 +216,9 @@ class LocalExecutor:
         outcome = self._outcome(cell, code)
         self._close(cell)
         if server_died and not cell.timed_out and cell.attempt == 1:
-            self._start(cell.job, cell.slot, attempt=2)
+            self._start(cell.job, cell.slots, attempt=2)
             return None
-        self._free.append(cell.slot)
+        self._free += cell.slots
         return outcome
 
     def _outcome(self, cell: _Running, code: int | None) -> Outcome:

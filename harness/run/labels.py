@@ -16,5 +16,6 @@ def cell_label(spec: CellSpec) -> str:
     ]
     parts += [spec.loss.kind] if spec.loss.kind != "per_step" else []
     parts += [spec.precision] if spec.precision != "fp32" else []
+    parts += [f"{spec.devices} devices"] if spec.devices > 1 else []
     parts += [f"seed={spec.seed}"] if "train" in spec.phases else []
     return " | ".join([*parts, "predict" if spec.predicted else "+".join(spec.phases)])

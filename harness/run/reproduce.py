@@ -108,7 +108,7 @@ def repeat(record: Record, store: Store, timeout_s: float, interrupt: Interrupt)
         device_index=None,
         strict=False,
     )
-    (outcome,) = LocalExecutor(1, devices[:1], server=server, interrupt=interrupt).run([job])
+    (outcome,) = LocalExecutor(1, devices[: record.spec.devices], server=server, interrupt=interrupt).run([job])
     return ensure_record(store, outcome)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,17 +127,19 @@ def check_retry(retry: frozenset[str]) -> None:
 
 def stale(finished: Mapping[str, Summary], sizes: Profile, cells: tuple[CellSpec, ...]) -> set[str]:
     """Hashes of finished cells whose record comes from other code, another environment or another device."""
-    here = {device: fingerprints(device, sizes.threads) for device in {cell.device for cell in cells}}
-    now = {cell.hash: here[cell.device] for cell in cells}
+    kinds = {(cell.device, cell.devices) for cell in cells}
+    here = {kind: fingerprints(kind[0], sizes.threads, kind[1]) for kind in kinds}
+    now = {cell.hash: here[cell.device, cell.devices] for cell in cells}
     return {cell for cell, latest in finished.items() if latest.fingerprint not in now[cell]}
 
 
-def fingerprints(device: str, threads: int) -> set[str]:
-    """What a cell measured now would carry: one fingerprint for each GPU that it could run on."""
+def fingerprints(device: str, threads: int, devices: int = 1) -> set[str]:
+    """What a cell measured now would carry: one fingerprint for each choice of GPUs that it could run on."""
     facts = collect(device, threads)
     gpus = (facts.get("gpu") or {}).get("devices") or []
-    alone = [{**facts, "gpu": {**facts["gpu"], "devices": [gpu]}} for gpu in gpus]
-    return {fingerprint(each) for each in alone or [facts]}
+    chosen = itertools.combinations(gpus, min(devices, len(gpus))) if gpus else ()
+    visible = [{**facts, "gpu": {**facts["gpu"], "devices": list(some)}} for some in chosen]
+    return {fingerprint(each) for each in visible or [facts]}
 
 
 def _again(options: RunOptions, finished: dict[str, Summary], sizes: Profile, cells: tuple[CellSpec, ...]) -> set[str]:

@@ -18,7 +18,7 @@ from harness.suite.selection import Candidate
 from harness.validation import usage_error
 
 REQUIRED = ("method", "model", "data", "T", "batch", "phases")
-FALLBACK: dict[str, list[Any]] = {"loss": [LossSpec()], "precision": ["fp32"], "seeds": [0]}
+FALLBACK: dict[str, list[Any]] = {"loss": [LossSpec()], "precision": ["fp32"], "devices": [1], "seeds": [0]}
 PLUGINS = {"method": "methods", "model": "models", "data": "datasets"}
 PREDICTABLE = ("memory",)
 """Phases that a cell without data and compute can have."""
@@ -72,7 +72,7 @@ class _Expander:
         recipe = self._recipe()
         method: Ref = value["method"]
         fields = {
-            **{key: value[key] for key in ("method", "model", "data", "T", "batch", "loss", "precision")},
+            **{key: value[key] for key in ("method", "model", "data", "T", "batch", "loss", "precision", "devices")},
             "baseline": _baseline(method.name),
             "recipe": recipe,
             "device": self.profile.device,

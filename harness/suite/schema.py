@@ -71,6 +71,7 @@ class Axes(Table):
     batch: Axis[Positive] | None = None
     loss: Axis[LossEntry] | None = None
     precision: Axis[Precision] | None = None
+    devices: Axis[Positive] | None = None
     seeds: Axis[Seed] | None = None
     phases: Axis[Phase] | None = None
 

@@ -31,6 +31,7 @@ AXES: dict[str, Callable[[Candidate], set[str]]] = {
     "loss": lambda c: {c.spec.loss.kind},
     "precision": lambda c: {c.spec.precision},
     "device": lambda c: {c.spec.device},
+    "devices": lambda c: {str(c.spec.devices)},
     "seed": lambda c: {str(c.spec.seed)},
     "phases": lambda c: set(c.spec.phases),
     "predicted": lambda c: {str(c.spec.predicted).lower()},

@@ -31,6 +31,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from harness import fake_ops
 from harness.module_trace import ModuleTrace, Origin
 
 BLOCK = 512
@@ -193,7 +194,7 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and note the storages it made."""
         self._watch_backward()
-        out = func(*args, **(kwargs or {}))
+        out = fake_ops.call(func, args, kwargs or {})
         if func in _BATCH_NORM and isinstance(args[0], FakeTensor):
             out = _mixed_batch_norm(args, out)
         for tensor in tree_leaves(out):
@@ -223,8 +224,10 @@ class Ledger(TorchDispatchMode):
         )
 
     def _note(self, tensor: Tensor, tag: Category | None = None) -> None:
-        host = _HOST.get() and tensor.device.type == "cpu"
-        if (tensor.device.type != self.device and not host) or tensor.layout is not torch.strided:
+        # Asking a fake tensor for its device dispatches an operator.
+        kind = (tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device).type
+        host = _HOST.get() and kind == "cpu"
+        if (kind != self.device and not host) or tensor.layout is not torch.strided:
             return
         storage = tensor.untyped_storage()
         key = id(storage)

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from harness import registry
+from harness.build import build_model
 from harness.contracts import DataInfo, Unavailable, Unsupported
 from harness.errors import UsageError, unknown
 from harness.plan.predictor import Cost, Measured, Predictor, Subject
@@ -219,10 +220,9 @@ def _limits(row: Row, predictor: Predictor, spec: CellSpec, available: int) -> R
         ("batch", spec.batch, lambda n: predictor.peak(spec.T, n), None),
         ("steps", spec.T, lambda t: predictor.peak(t, spec.batch), FAR * spec.T),
     ):
-        straight = name == "steps"
         known = {size: cost.peak_bytes}
         try:
-            found[name] = largest(peak, available, known, cost.fixed_bytes, far=far, tries=TRIES, straight=straight)
+            found[name] = largest(peak, available, known, cost.fixed_bytes, far=far, tries=TRIES, straight=True)
         except Exception as error:  # another size may be one that the model cannot take
             found[name] = None
             notes.append(f"largest {'batch' if name == 'batch' else 'T'} unknown: {_text(error)}")
@@ -246,7 +246,8 @@ def evaluate_json(spec: str, methods: Sequence[tuple[str, bool]], available: int
     """
     cell = CellSpec.model_validate_json(spec)
     info: DataInfo = registry.create("datasets", cell.data).info()
-    subject = Subject(cell, info)
+    # One model for all predictions: to initialise it takes longer than a small step under fake tensors.
+    subject = Subject(cell, info, build_model(cell, info))
     return [
         evaluate(subject, Ref.model_validate_json(method), available, limits).to_json() for method, limits in methods
     ]

@@ -83,7 +83,7 @@ def _differences(trained: dict[str, dict[str, dict[int, float]]]) -> dict[str, l
 
 def _alike(one: CellSpec, other: CellSpec) -> bool:
     same = ("model", "data", "loss", "precision")
-    return not one.predicted and all(getattr(one, key) == getattr(other, key) for key in same)
+    return not one.predicted and one.devices == 1 and all(getattr(one, key) == getattr(other, key) for key in same)
 
 
 def _key(method: Ref) -> str:

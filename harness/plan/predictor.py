@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from harness import predict, registry
 from harness.build import PRECISIONS, Bench, Trainer, synthetic_batch
-from harness.contracts import DataInfo, Method, StagedModel, reset_states
+from harness.contracts import DataInfo, Method, StagedModel, Unsupported, reset_states
 from harness.ledger import BLOCK, LedgerReport
 from harness.memory import track
 from harness.plan.work import Work
@@ -30,11 +30,13 @@ class Subject:
         spec: model, data, T, batch, loss, recipe and precision; the method is filled in later.
         info: shape of the data.
         model: a model in memory, or None: the registry builds the spec's.
+        works: work of a step of baselines that were predicted for the sake of another method, by name.
     """
 
     spec: CellSpec
     info: DataInfo
     model: StagedModel | None = None
+    works: dict[str, float | None] = field(default_factory=dict, compare=False)
 
     def cell(self, method: Ref, T: int, batch: int) -> CellSpec:
         """The spec of one prediction."""
@@ -63,8 +65,8 @@ class Cost:
         activation_bytes: the part of the peak that is neither parameter, gradient, optimizer, buffer nor input.
         fixed_bytes: live before the step without its inputs: what neither N nor T changes.
         host_bytes: copies in the host's memory.
-        work: how much the step computes and moves (:class:`harness.plan.work.Work`); None where the method's step
-            leaves work out under fake tensors.
+        work: how much the step computes and moves (:class:`harness.plan.work.Work`); for a method whose step leaves work
+            out under fake tensors its baseline's, or BPTT's if less, and what the method says it adds, or None.
         plan: what the method decided.
     """
 
@@ -86,6 +88,8 @@ class Predictor:
     """
 
     source = "predicted"
+    fake = True
+    """Nothing is computed, so no step has to come before the one that is counted."""
 
     def __init__(self, subject: Subject, method: Ref, replayed: bool = False) -> None:
         self.subject = subject
@@ -100,26 +104,53 @@ class Predictor:
         Raises:
             Unsupported: the method cannot train this model.
         """
-        work = Work()
-
-        def settle(trainer: Trainer, bench: Bench) -> None:
-            with work:
-                trainer.step(*bench.batch)
-
         spec = self.subject.cell(self.method, self.subject.spec.T, self.subject.spec.batch)
+        work, stepped = Work(), set[str]()
+        method, report, inputs = self._based(spec, work, stepped)
+        if self._with_state not in (None, stepped):  # some parameters are never trained, and have no state
+            self._with_state, work = stepped, Work()
+            method, report, inputs = self._based(spec, work, set())
+        self._plan = method.plan() if self.replayed else None
+        return Cost(
+            report.peak_bytes,
+            report.activation_bytes,
+            report.static_bytes - inputs,
+            report.host_bytes,
+            self._work(method, work),
+            method.plan(),
+        )
+
+    def _based(self, spec: CellSpec, work: Work, stepped: set[str]) -> tuple[Method, LedgerReport, int]:
+        """One step, its work, the names of what it trained, and the bytes of the input."""
+
+        def settle(trainer: Any, bench: Bench) -> None:
+            if self._with_state is None and self.fake:
+                self._with_state = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+            self._settle(trainer, bench)
+            trainer.begin(stepped)
+
         with self._bench(spec) as bench:
-            method, report, trainer = self._track(bench, settle)
-            self._with_state = _with_state(trainer)
-            self._plan = method.plan() if self.replayed else None
-            inputs = sum(_blocks(tensor) for tensor in bench.batch)
-            return Cost(
-                report.peak_bytes,
-                report.activation_bytes,
-                report.static_bytes - inputs,
-                report.host_bytes,
-                None if method.abridged else work.total,
-                method.plan(),
-            )
+            method, report = self._track(bench, settle, partial(_Watched, work=work))
+            return method, report, sum(_blocks(tensor) for tensor in bench.batch)
+
+    def _work(self, method: Method, work: Work) -> float | None:
+        if method.abridged is None or not self.fake:
+            return work.total
+        added = method.added_work()
+        # A fused kernel is no slower than BPTT's operators, but its fallback under fake tensors counts one by one.
+        bases = [self._base_work(name) for name in (method.baseline, self.subject.spec.method.name)]
+        known = [work for work in bases if work is not None]
+        return None if added is None or not known else min(known) + added
+
+    def _base_work(self, name: str) -> float | None:
+        """Work of a step of a baseline; None where it cannot train this model."""
+        works = self.subject.works
+        if name not in works:
+            try:
+                works[name] = Predictor(self.subject, Ref(name=name)).base().work if name != self.method.name else None
+            except Unsupported:
+                works[name] = None
+        return works[name]
 
     def peak(self, T: int, batch: int) -> int:
         """Peak bytes at another size."""
@@ -134,12 +165,14 @@ class Predictor:
             source = None if self.subject.model is None else partial(self.subject.copy, shared=True)
             yield Bench(spec, info, batch, convert=partial(predict.convert, mode=mode), source=source)
 
-    def _track(self, bench: Bench, settle: Callable[[Trainer, Bench], None]) -> tuple[Method, LedgerReport, Trainer]:
+    def _track(
+        self, bench: Bench, settle: Callable[[Trainer, Bench], None], watch: Callable[[Trainer], Any] = lambda it: it
+    ) -> tuple[Method, LedgerReport]:
         method: Method = registry.create("methods", self.method)
         if self._plan is not None:
             method.replay(self._plan)
         trainer = bench.trainer(method)
-        return method, track(trainer, bench, settle), trainer
+        return method, track(watch(trainer), bench, settle)
 
     def _settle(self, trainer: Trainer, bench: Bench) -> None:
         """Bring about the optimizer's state; where nothing else settles, without a step, which takes half the time."""
@@ -151,6 +184,32 @@ class Predictor:
                 parameter.grad = torch.zeros_like(parameter)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad(set_to_none=True)
+
+
+class _Watched:
+    """A trainer whose step is watched once :meth:`begin` was called; everything else is the trainer's own."""
+
+    def __init__(self, trainer: Trainer, work: Work) -> None:
+        self._trainer, self._work, self._begun = trainer, work, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trainer, name)
+
+    def begin(self, stepped: set[str]) -> None:
+        """Count from here on, and note what the optimizer is given gradients for."""
+        names = {parameter: name for name, parameter in self._trainer.model.named_parameters()}
+
+        def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            stepped.update(names[p] for p in parameters if p.grad is not None and p in names)
+
+        self._begun = True
+        self._trainer.optimizer.register_step_pre_hook(note)
+
+    def step(self, x: torch.Tensor, y: torch.Tensor) -> Any:
+        """One step of the trainer."""
+        with self._work if self._begun else nullcontext():
+            return self._trainer.step(x, y)
 
 
 class Measured(Predictor):
@@ -191,7 +250,7 @@ class Measured(Predictor):
 
     def _run(self, steps: int, batch: int) -> Cost:
         spec = self.subject.spec.model_copy(update={"T": steps, "batch": batch})
-        return _Real(replace(self.subject, spec=spec), self.method).base()
+        return _Real(replace(self.subject, spec=spec, works={}), self.method).base()
 
     def _at(self, name: str, T: int, N: int) -> float:
         (s, t), (a, b) = self.steps, self.BATCHES
@@ -203,15 +262,13 @@ class Measured(Predictor):
 class _Real(Predictor):
     """A real step on the CPU in the place of a fake one."""
 
+    fake = False
+
     @contextmanager
     def _bench(self, spec: CellSpec) -> Iterator[Bench]:
         batch = synthetic_batch(self.subject.info, spec)
         source = None if self.subject.model is None else partial(self.subject.copy, shared=False)
         yield Bench(spec, self.subject.info, batch, source=source)
-
-
-def _with_state(trainer: Trainer) -> set[str]:
-    return {name for name, parameter in trainer.model.named_parameters() if trainer.optimizer.state.get(parameter)}
 
 
 def _blocks(tensor: torch.Tensor) -> int:

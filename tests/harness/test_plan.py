@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from harness import cli, memory, predict, registry
 from harness.api import cell
-from harness.contracts import DataInfo
+from harness.contracts import DataInfo, Method
 from harness.errors import UsageError
 from harness.plan.answer import Answer
 from harness.plan.candidates import Row, budgeted, chosen, evaluate, options_of, share_limits
@@ -54,9 +54,18 @@ def test_what_cannot_be_estimated_is_never_the_quickest():
     assert "slow-down unknown" in alone.why
 
 
-@pytest.mark.parametrize("way", ["checkpoint", "streamed"])
-def test_a_step_that_is_abridged_under_fake_tensors_has_no_estimate(way):
-    assert (Predictor(subject(), Ref(name=way)).base().work is None) == (way == "streamed")
+@pytest.mark.parametrize("known", [True, False])
+def test_a_step_that_is_abridged_under_fake_tensors_is_estimated_by_its_method(known, monkeypatch):
+    about, ref = subject(), registry.complete("methods", "streamed", {}, "here")
+    plugin = registry.plugin("methods", "streamed")
+    if not known:
+        monkeypatch.setattr(plugin, "added_work", Method.added_work)
+        assert Predictor(about, ref).base().work is None
+        return
+    cost = Predictor(about, ref).base()
+    base = min(Predictor(about, Ref(name=name)).base().work for name in ("bptt", "bptt-fused"))
+    assert cost.work == base + cost.plan["added_work"]
+    assert cost.plan["added_work"] > 0
 
 
 @pytest.mark.parametrize(

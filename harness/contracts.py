@@ -90,6 +90,29 @@ def reset_states(model: nn.Module) -> None:
             module.reset()
 
 
+SpikeListener = Callable[[Tensor, int], None]
+"""Takes what a neuron layer emitted for some samples of the batch, ``[T, n, ...]``, and the number of the first."""
+
+
+def listener(neuron: nn.Module) -> SpikeListener | None:
+    """Who records what a neuron layer emits in this forward, or None, as in nearly every step.
+
+    Records of spikes come from the outputs of modules. A method that runs a neuron without calling its module hands its
+    spikes over itself, from the forward (never from a recomputation), whole or in chunks over the batch::
+
+        if (tell := listener(node)) is not None:
+            tell(spikes, 0)
+    """
+    return vars(neuron).get("_spike_listener")
+
+
+def listen(neuron: nn.Module, to: SpikeListener | None) -> None:
+    """Set, or with None remove, the one whom :func:`listener` finds."""
+    vars(neuron).pop("_spike_listener", None)
+    if to is not None:
+        vars(neuron)["_spike_listener"] = to
+
+
 class Loss:
     """The objective of a cell, and the only way a method reaches the harness's gradient scaler.
 
@@ -177,7 +200,7 @@ class Method(ABC):
     then left to the allocators, and not predicted; operators are not counted either."""
     abridged: ClassVar[str | None] = None
     """None, or what the method's step leaves out under fake tensors, where its bytes are a real step's all the same: its
-    work cannot be estimated there."""
+    work cannot be counted there, and :meth:`added_work` may tell an estimate."""
     baseline: ClassVar[str] = "bptt"
     """The method with the same neuron kernel that ratios are taken against."""
     reconstruction: ClassVar[bool] = False
@@ -217,6 +240,14 @@ class Method(ABC):
     def plan(self) -> dict[str, Any]:
         """What this instance decided while it prepared and ran (widths, segments), as JSON; stored in the record."""
         return {}
+
+    def added_work(self) -> float | None:
+        """Estimated work of a prepared step beyond that of :attr:`baseline`, or None where there is no estimate.
+
+        In bytes that could be moved meanwhile (:data:`harness.plan.work.FLOPS_PER_BYTE`). ``snnbench plan`` asks a
+        method that is :attr:`abridged`; of others it counts the operators.
+        """
+        return None
 
     def replay(self, plan: dict[str, Any]) -> None:
         """Take the decisions of a real run's :meth:`plan`, where values cannot be read (fake tensors)."""

@@ -9,14 +9,15 @@ network's gradient jump, and no method can be closer to BPTT than BPTT is to its
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from harness.build import Batch, Bench, Trainer, build_method, copy_weights, make_loss
-from harness.contracts import Loss, Method, StagedModel, reset_states
+from harness.contracts import Loss, Method, StagedModel, Unsupported, reset_states
+from harness.distributed.ranks import ALONE, Ranks
 from harness.module_trace import WRAPPER
 from harness.record import Fidelity, LayerError
 from harness.spikes import SpikeRecorder, flipped
@@ -69,17 +70,25 @@ def method_gradient(method: Method, model: StagedModel, batch: Batch, loss: Loss
 
 def measure(bench: Bench, at: Literal["initial", "trained"], trained: Trainer | None = None) -> Fidelity:
     """Fidelity of the cell's method at its initial weights, or at those of ``trained``."""
+    if bench.ranks.size > 1 and (name := _dropout(bench.plain())) is not None:
+        raise Unsupported(f"{name} draws other masks on every rank than one process does for the whole batch")
     method = build_method(bench.spec)
     model = bench.prepared(method)
     plain = bench.plain()
     if trained is not None:
         copy_weights(trained.model, model)
     copy_weights(model, plain)
-    return compare(method, model, plain, bench.batch, make_loss(bench.spec.loss), at)
+    return compare(method, model, plain, bench.batch, make_loss(bench.spec.loss), at, bench)
 
 
 def compare(
-    method: Method, model: StagedModel, plain: nn.Module, batch: Batch, loss: Loss, at: Literal["initial", "trained"]
+    method: Method,
+    model: StagedModel,
+    plain: nn.Module,
+    batch: Batch,
+    loss: Loss,
+    at: Literal["initial", "trained"],
+    bench: Bench | None = None,
 ) -> Fidelity:
     """Both gradients on one batch, and BPTT's own sensitivity to rounding.
 
@@ -90,7 +99,10 @@ def compare(
         batch: ``(x [T, N, ...], y [N])``, in the dtype to compare in.
         loss: the objective.
         at: where in training the weights are from.
+        bench: whose ranks share the batch: the mean of their gradients is compared with the whole batch's.
     """
+    shared = bench is not None and bench.ranks.size > 1
+    whole = bench.whole() if bench is not None and bench.whole is not None and shared else batch
     model.train()
     plain.train()
     state = {key: value.clone() for key, value in plain.state_dict().items()}
@@ -98,22 +110,23 @@ def compare(
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
         ours = method_gradient(method, model, batch, loss)
-        reference = bptt_gradient(plain, batch, loss)
+        if bench is not None:
+            ours = _mean(ours, bench.ranks)
+        reference = bptt_gradient(plain, whole, loss)
         plain.load_state_dict(state)
         _perturb(plain)
-        rounding = relative_l2(bptt_gradient(plain, batch, loss).by_name, reference.by_name)
+        rounding = relative_l2(bptt_gradient(plain, whole, loss).by_name, reference.by_name)
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
         plain.load_state_dict(state)
-    shared = {name: ours.by_name[name] for name in reference.by_name if name in ours.by_name}
+    common = {name: ours.by_name[name] for name in reference.by_name if name in ours.by_name}
     # A parameter that the method gave no gradient counts as zero.
-    ours_all = {name: shared.get(name, torch.zeros_like(g)) for name, g in reference.by_name.items()}
+    ours_all = {name: common.get(name, torch.zeros_like(g)) for name, g in reference.by_name.items()}
     floor = FLOOR.get(batch[0].dtype, FLOOR[torch.float32])
     error = relative_l2(ours_all, reference.by_name)
     flips = flipped(ours.spikes, reference.spikes)
-    reasons = (
-        {} if flips is not None else {"flipped_spikes": "no neuron layer of the same name and size in both models"}
-    )
+    unlike = "no neuron layer of the same name and size in both models"
+    reasons = {} if flips is not None else {"flipped_spikes": "a rank sees its part of the batch" if shared else unlike}
     cosine = _cosine(_flat(ours_all), _flat(reference.by_name))
     if cosine is None:
         reasons["cosine"] = "a gradient is zero"
@@ -132,6 +145,34 @@ def compare(
         silent_layers=[name for name, rate in reference.spikes.rates().items() if rate < SILENT_RATE],
         reasons=reasons,
     )
+
+
+def _dropout(model: nn.Module) -> str | None:
+    """A module that draws random masks, or None."""
+    return next((n for n, m in model.named_modules() if "dropout" in type(m).__name__.lower() and _draws(m)), None)
+
+
+def _draws(module: nn.Module) -> bool:
+    return bool(getattr(module, "p", 1.0))
+
+
+def _mean(found: Gradient, ranks: Ranks) -> Gradient:
+    """The mean of the ranks' gradients and losses; the spikes stay this rank's."""
+    holders = {name: nn.Parameter(value) for name, value in found.by_name.items()}
+    for holder in holders.values():
+        holder.grad = holder.data
+    ranks.average(holders.values(), check=True)
+    by_name = {name: holder.data for name, holder in holders.items()}
+    return Gradient(by_name, ranks.total(found.loss)[0] / ranks.size, found.spikes)
+
+
+def against_one_process(bench: Bench) -> float:
+    """Relative L2 distance of the ranks' mean gradient from the same method's in one process on the whole batch."""
+    methods = build_method(bench.spec), build_method(bench.spec)
+    loss, whole = make_loss(bench.spec.loss), bench.batch if bench.whole is None else bench.whole()
+    ours = _mean(method_gradient(methods[0], bench.prepared(methods[0]), bench.batch, loss), bench.ranks)
+    alone = replace(bench, batch=whole, ranks=ALONE)
+    return relative_l2(ours.by_name, method_gradient(methods[1], alone.prepared(methods[1]), whole, loss).by_name)
 
 
 def relative_l2(ours: Gradients, reference: Gradients) -> float:

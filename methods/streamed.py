@@ -55,9 +55,9 @@ class StreamedOptions(Options):
     """Options of :class:`Streamed`.
 
     Attributes:
-        budget: what a step may hold: ``min`` for as little as possible, a part of BPTT's peak (``0.5x``), or bytes
-            (``8GiB``). Counted are parameters, buffers, gradients, inputs and everything in between, not the
-            optimizer's state.
+        budget: what a step may hold: ``min`` for the least work within 2 % or 256 KiB of the smallest possible peak, a
+            part of BPTT's peak (``0.5x``), or bytes (``8GiB``). Counted are parameters, buffers, gradients, inputs and
+            everything in between, not the optimizer's state.
     """
 
     budget: str = "min"
@@ -128,7 +128,8 @@ class Streamed(Method):
         ``budget``; ``layers``: name, kind (``unit``, ``add``, ``call``), mode of a unit, why a call is opaque;
         ``fallback``: the calls alone; ``widths``: bits an element of every value, 0 = as it is; ``width_source``:
         ``rule``, ``measured`` or ``replay``; ``redone_steps``: forwards run again after a violation;
-        ``predicted_peak_bytes``: most bytes live in a step without optimizer state; ``budget_bytes``; ``kernel``.
+        ``predicted_peak_bytes``: most bytes live in a step without optimizer state; ``smallest_bytes``: what they
+        cannot go below; ``budget_bytes``; ``added_work``: see :meth:`added_work`; ``kernel``.
         """
         return {
             "budget": self.opt.budget,
@@ -139,11 +140,15 @@ class Streamed(Method):
             "kernel": lif.kernel(self._device).NAME,
         }
 
+    def added_work(self) -> float | None:
+        """See :meth:`Method.added_work`: convolutions and neurons that run again, and launches of many chunks."""
+        return self._found.get("added_work")
+
     def replay(self, plan: dict[str, Any]) -> None:
         """Take the decisions of a real run's :meth:`plan`."""
         self._widths, self._source, self._planned_for = list(plan["widths"]), "replay", None
         self._modes = tuple(Mode(**layer["mode"]) if layer["mode"] else Mode() for layer in plan["layers"])
-        kept = ("layers", "fallback", "predicted_peak_bytes", "budget_bytes")
+        kept = ("layers", "fallback", "predicted_peak_bytes", "smallest_bytes", "budget_bytes", "added_work")
         self._found, self._bound = {key: plan[key] for key in kept if key in plan}, None
 
     def _decide(self, model: StagedModel, x: Tensor, loss: Loss) -> None:
@@ -159,7 +164,9 @@ class Streamed(Method):
             "layers": _described(program, chosen.modes),
             "fallback": {step.name: step.why for step in program.steps if step.kind == "call"},
             "predicted_peak_bytes": chosen.peak_bytes,
+            "smallest_bytes": chosen.smallest_bytes,
             "budget_bytes": chosen.budget_bytes,
+            "added_work": chosen.added,
         }
 
     def _plan(self, model: StagedModel) -> Plan:

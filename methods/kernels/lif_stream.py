@@ -3,6 +3,8 @@
 The equations and the order of operators are those of :mod:`methods.kernels.lif_torch`; what differs is where results
 go: the membranes take the input's memory, spikes leave as bytes, and a normalisation ``z = y scale + shift`` runs step
 by step just before the neuron reads it, its two sums just after the neuron's backward wrote ``dz``.
+
+On a CUDA device with Triton one launch does each of these instead (:mod:`methods.kernels.stream_triton`).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from methods.kernels.choice import triton_at
 from methods.kernels.lif_torch import Neuron, _after_reset, _membrane_gradient, _rate_gradient, _uncharge, reset
 
 
@@ -33,10 +36,12 @@ class Affine:
     Args:
         scale: ``[S, 1, C, 1, ...]`` with ``S`` 1 or ``T``.
         shift: the same shape.
+        once: round once, after the sum, as torch's batch normalisation does on a CPU, not after the product too.
     """
 
     scale: Tensor
     shift: Tensor
+    once: bool = False
 
     def at(self, t: int) -> tuple[Tensor, Tensor]:
         """Scale and shift of one step, ``[1, C, 1, ...]``."""
@@ -46,7 +51,9 @@ class Affine:
     def into(self, y: Tensor, t: int, out: Tensor) -> None:
         """One normalised step; ``out`` may be ``y[t]`` itself."""
         scale, shift = self.at(t)
-        if scale.dtype == y.dtype:
+        if scale.dtype == y.dtype and self.once:
+            torch.addcmul(shift, y[t], scale, out=out)
+        elif scale.dtype == y.dtype:
             torch.mul(y[t], scale, out=out).add_(shift)
         else:  # half precision: single precision inside, as torch's batch normalisation
             out.copy_((y[t] * scale).add_(shift))
@@ -72,6 +79,14 @@ def charge_and_fire(
         neuron: the constants.
         spikes: where spikes go, ``[T, n, ...]`` of any dtype and layout.
     """
+    if fused(y) and u[0].is_contiguous():
+        from methods.kernels import stream_triton
+
+        direct = spikes is None or (spikes.dtype == y.dtype and spikes[0].is_contiguous())
+        stream_triton.charge_and_fire(y, u, affine, v0, q, neuron, spikes if direct else None)
+        if not direct and spikes is not None:
+            spikes.copy_(fire(u, neuron))
+        return
     v = torch.empty_like(y[0])
     v.copy_(v0) if isinstance(v0, Tensor) else v.fill_(v0)
     s = torch.empty_like(v)
@@ -85,6 +100,40 @@ def charge_and_fire(
         if spikes is not None:
             spikes[t].copy_(s)
         reset(u[t], s, neuron, out=v)
+
+
+def fused(y: Tensor) -> bool:
+    """True where one kernel normalises, fires and packs ``y [T, n, C, ...]``."""
+    if not triton_at(y.device) or valueless(y):
+        return False
+    from methods.kernels import stream_triton
+
+    return stream_triton.fits(y)
+
+
+def fire_bits(
+    y: Tensor,
+    u: Tensor | None,
+    affine: Affine | None,
+    v0: Tensor | float,
+    q: Tensor | None,
+    neuron: Neuron,
+    bits: Tensor,
+) -> None:
+    """The spikes alone, as bits; for a ``y`` that is :func:`fused`.
+
+    Args:
+        y: as in :func:`charge_and_fire`.
+        u: where the membranes go; None: nowhere.
+        affine: the normalisation, or None.
+        v0: initial membrane, ``[n, ...]`` or a number.
+        q: PLIF's ``1 / tau``, or None.
+        neuron: the constants.
+        bits: ``uint8 [n, T ceil(M / 8)]`` for ``M`` elements a step of a sample.
+    """
+    from methods.kernels import stream_triton
+
+    stream_triton.charge_and_fire(y, u, affine, v0, q, neuron, bits=bits)
 
 
 def fire(u: Tensor, neuron: Neuron) -> Tensor:
@@ -108,6 +157,11 @@ def backward(
     Returns:
         The gradient of ``q``, a scalar, where there is one.
     """
+    if fused(u) and (into is None or into.stride()[1:] == u.stride()[1:]):
+        from methods.kernels import stream_triton
+
+        if stream_triton.knows(neuron):
+            return stream_triton.backward(grad, u, v0, q, neuron, into)
     carry = torch.zeros_like(u[0])
     total = None if q is None else u.new_zeros((), dtype=torch.promote_types(u.dtype, torch.float32))
     for t in reversed(steps(u)):

@@ -76,16 +76,34 @@ def packed(
 
 
 def backward(
-    grad: Tensor | None, grad_v: Tensor | None, u: Tensor, v0: Tensor | float, q: Tensor | None, neuron: Neuron
+    grad: Tensor | None,
+    grad_v: Tensor | None,
+    u: Tensor,
+    v0: Tensor | float,
+    q: Tensor | None,
+    neuron: Neuron,
+    into: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of a :func:`forward`; ``u``'s memory becomes the input's gradient: see ``lif_torch.backward``."""
+    """Gradients of a :func:`forward`; ``u``'s memory becomes the input's gradient: see ``lif_torch.backward``.
+
+    Args:
+        grad: of the spikes, ``[T, N, ...]``.
+        grad_v: of the last membrane, ``[N, ...]``.
+        u: membranes before the reset; used up.
+        v0: initial membrane.
+        q: PLIF's ``1 / tau``, or None.
+        neuron: the constants.
+        into: takes the input's gradient instead of ``u``; its steps lie as ``u``'s do. It may be ``grad``.
+    """
     kind = SURROGATES.get(type(neuron.surrogate).__name__)
     if kind is None or not is_dense(u[0]):
-        return lif_torch.backward(grad, grad_v, u, v0, q, neuron)
+        found = lif_torch.backward(grad, grad_v, u, v0, q, neuron)
+        return found if into is None else (into.copy_(found[0]), *found[1:])
     count = u[0].numel()
     grad_v0 = torch.empty_strided(u.shape[1:], u.stride()[1:], dtype=u.dtype, device=u.device)
+    out = u if into is None else into
     if count == 0:
-        return u, grad_v0, None if q is None else torch.zeros_like(q)
+        return out, grad_v0, None if q is None else torch.zeros_like(q)
     upward, step, inner = _readable(grad, u)
     grid = blocks(count, BLOCK)
     wide = torch.promote_types(u.dtype, torch.float32)
@@ -93,12 +111,13 @@ def backward(
     start = _aligned(v0, u[0]) if isinstance(v0, Tensor) else u
     with on(u.device):
         _backward_kernel[grid](
-            upward, u if grad_v is None else _aligned(grad_v, u[0]), u, start, u if q is None else q, grad_v0, sums,
-            count, step, (u.shape[0] - 1) * step, u.stride(0), (u.shape[0] - 1) * u.stride(0), T=u.shape[0],
+            upward, u if grad_v is None else _aligned(grad_v, u[0]), u, start, u if q is None else q, out, grad_v0, sums,
+            count, step, (u.shape[0] - 1) * step, u.stride(0), (u.shape[0] - 1) * u.stride(0),
+            out.stride(0), (u.shape[0] - 1) * out.stride(0), T=u.shape[0],
             **_constants(neuron, q, u, v0), GRAD=grad is not None, GRAD_V=grad_v is not None, INNER=inner,
             DETACH=neuron.detach_reset, ALPHA=float(neuron.surrogate.alpha), SURROGATE=kind, BLOCK=BLOCK, **ALGEBRA,
         )  # fmt: skip
-    return u, grad_v0, None if q is None else _rate(sums.sum(), q, neuron)
+    return out, grad_v0, None if q is None else _rate(sums.sum(), q, neuron)
 
 
 def steps(x: Tensor) -> Tensor:
@@ -312,8 +331,8 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    grad_ptr, grad_v_ptr, u_ptr, v0_ptr, q_ptr, grad_v0_ptr, sums_ptr,
-    count, grad_step, grad_last, u_step, u_last, T: tl.constexpr,
+    grad_ptr, grad_v_ptr, u_ptr, v0_ptr, q_ptr, out_ptr, grad_v0_ptr, sums_ptr,
+    count, grad_step, grad_last, u_step, u_last, out_step, out_last, T: tl.constexpr,
     MODE: tl.constexpr, SCALE: tl.constexpr, LEARNT: tl.constexpr, NARROW: tl.constexpr, DECAY_INPUT: tl.constexpr,
     THRESHOLD: tl.constexpr, LEVEL: tl.constexpr, SOFT: tl.constexpr, RESET: tl.constexpr, START: tl.constexpr,
     COMPUTE: tl.constexpr,
@@ -337,6 +356,7 @@ def _backward_kernel(
     if GRAD_V:
         carry = tl.load(grad_v_ptr + place, mask=mask, other=0).to(COMPUTE)
     u_ptr += u_last
+    out_ptr += out_last
     grad_ptr += grad_last
     u = tl.load(u_ptr + place, mask=mask, other=0).to(COMPUTE)
     for left in range(T):
@@ -369,9 +389,10 @@ def _backward_kernel(
             if DECAY_INPUT:
                 down = leak
             carry = d - leak
-        tl.store(u_ptr + place, rounded(down, KIND, COMPUTE).to(KIND), mask=mask)
+        tl.store(out_ptr + place, rounded(down, KIND, COMPUTE).to(KIND), mask=mask)
         u = before
         u_ptr -= u_step
+        out_ptr -= out_step
         grad_ptr -= grad_step
     tl.store(grad_v0_ptr + place, rounded(carry, KIND, COMPUTE).to(KIND), mask=mask)
     if LEARNT:

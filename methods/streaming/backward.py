@@ -67,6 +67,8 @@ class Backward:
                 self.saved.ys.append(torch.empty_like(self.saved.ys[0]))  # type: ignore[arg-type]
             if wait and self.dzs:
                 self.dzs.append(torch.empty_like(self.dzs[0]))  # type: ignore[arg-type]
+            if self.mode.keep == "u":  # pooling before the neuron: dz is larger than the membranes
+                self.saved.us[index] = torch.empty_like(self.saved.us[0])  # type: ignore[arg-type]
             return
         y = self._y(index, a, b)
         if hold:

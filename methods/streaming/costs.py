@@ -18,14 +18,16 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from harness.ledger import BLOCK, Ledger
+from harness.ledger import Ledger
 from methods import _profile as profile
 from methods._profile import FLOPS_PER_BYTE
 from methods._twin import Memory
+from methods.streaming.functions import Joined, Shape
+from methods.streaming.lifetimes import META, Held, Value, distinct, holders, rounded, values_alive
 from methods.streaming.ops import Gradients
 from methods.streaming.parse import Program, Step
 from methods.streaming.rows import Rows
-from methods.streaming.run import Gradient, Kept, Plan, Trace, Widths, needed_until, readers, trained
+from methods.streaming.run import Gradient, Kept, Plan, Trace, Widths, trained
 from methods.streaming.unit import Mode, Unit
 
 FORWARD_PASSES, BACKWARD_PASSES = 10, 20
@@ -37,8 +39,6 @@ LAUNCH = 50_000
 """Bytes that could be moved while an operator is launched (our choice): keeps chunks from becoming too many."""
 CACHED_COSTS = 8192
 """How many costs a process remembers (our choice)."""
-
-META = torch.device("meta")
 
 _COSTS = Memory(CACHED_COSTS)
 
@@ -60,40 +60,6 @@ class Cost:
     work: float
 
 
-@dataclass(frozen=True)
-class Value:
-    """What a value is like when kept.
-
-    Args:
-        width: bits an element.
-        shape: ``[T, N, ...]``.
-        dtype: of the value.
-    """
-
-    width: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    def rows(self, device: torch.device) -> Rows:
-        """Room for it."""
-        return Rows.empty(self.width, self.shape, self.dtype, device)
-
-    def bytes(self) -> int:
-        """When kept."""
-        if self.width == 0:
-            return self.dense()
-        return rounded(self.shape[1] * self.width * -(-(math.prod(self.shape) // self.shape[1]) // 8))
-
-    def dense(self) -> int:
-        """As a tensor."""
-        return rounded(math.prod(self.shape) * self.dtype.itemsize)
-
-
-def rounded(size: int) -> int:
-    """As the ledger counts it."""
-    return -(-size // BLOCK) * BLOCK
-
-
 def modes_of(step: Step, batch: int) -> list[Mode]:
     """The ways to run a step."""
     if step.unit is None:
@@ -102,10 +68,10 @@ def modes_of(step: Step, batch: int) -> list[Mode]:
     found = []
     for chunks in counts:
         if step.unit.coupled:
-            found += [Mode(chunks, "x", convs, back) for convs in (1, 2) for back in ("once", "twice", "all")]
+            found += [Mode(chunks, "x", convs, back) for convs in (1, 3) for back in ("once", "twice", "all")]
             found += [Mode(chunks, "y", 1, back) for back in ("twice", "all")]
         else:
-            found += [Mode(chunks, "x", 2, "all"), Mode(chunks, "y", 1, "all")]
+            found += [Mode(chunks, "x", 3, "all"), Mode(chunks, "y", 1, "all")]
         found.append(Mode(chunks, "u"))
     return found
 
@@ -127,21 +93,41 @@ class Costs:
         self._forwards: dict[Hashable, Any] = {}
         self._keys = [_structure(step) for step in program.steps]
         self.values: dict[int, Value] = {0: Value(0, tuple(given.shape), given.dtype)}
+        self._shapes: dict[int, Shape] = {0: tuple(given.shape)}
+        self._inner: dict[int, Shape] = {}
         for index, step in enumerate(program.steps):
-            self.values[step.out] = self._shape(index, modes_of(step, given.shape[1])[-1])
+            found = self._shape(index, modes_of(step, given.shape[1])[-1])
+            self._inner[index] = shape = found.shape
+            self._shapes.update(dict.fromkeys(step.like, shape))
+            for view in step.views:
+                shape = view(shape, self._shapes)
+            self.values[step.out] = replace(found, shape=shape)
+            self._shapes[step.out] = shape
         self.needs = trained(program, data=False)
         with unset_fake_temporarily():
-            self._held = _holders(bare, self.values, self._kept(META))
-        self.values_alive = _alive(program, self.values, self.needs)
-        self.gradients_alive = [_distinct(held, self.values) for held in self._held]
+            self._held = holders(bare, self.values, self._kept(META))
+            self._functions = {index: self._estimated(step) for index, step in enumerate(bare.steps)}
+        self.values_alive = values_alive(program, self.values, self.needs)
+        self.gradients_alive = [distinct(held, self.values) for held in self._held]
         self.parameters_alive = self._parameters()
 
     def cost(self, index: int, mode: Mode) -> Cost:
         """Of one step in one mode."""
-        step = self._program.steps[index]
         forward, kept = self._forward(index, replace(mode, back="twice"))
         backward = self._backward(index, replace(mode, convs=1))
-        return Cost(forward, kept, backward, self._work(step, mode))
+        return Cost(forward, kept, backward, self._work(index, mode))
+
+    def added(self, index: int, mode: Mode) -> float:
+        """Estimated work of a step beyond what fused BPTT does in it; of an opaque piece, its forward again."""
+        step = self._program.steps[index]
+        if step.unit is None:
+            return self._once_more(index) if step.kind == "call" else 0.0
+        plain = Mode(keep="u")
+        given, out = self.values[step.inputs[0]], self.values[step.out]
+        once = launches(step.unit, given, plain)
+        own = self._work(index, mode) - work(step.unit, given, out, mode)
+        extra = recomputed(step.unit, given, out, mode) - recomputed(step.unit, given, out, plain)
+        return own + extra + launches(step.unit, given, mode) - once
 
     @contextlib.contextmanager
     def _place(self, index: int) -> Iterator[tuple[Program, torch.device]]:
@@ -157,25 +143,31 @@ class Costs:
         return Kept(widths, torch.zeros(len(widths), dtype=torch.int64, device=device), {})
 
     def _shape(self, index: int, mode: Mode) -> Value:
+        """What a step's output is like before the step's views."""
         key = ("shape", *self._key(index))
         if key not in _COSTS:
             with self._place(index) as place, torch.no_grad():
                 trace = self._trace(index, mode, *place)
                 trace.step_forward(index)
                 rows = trace.values[self._program.steps[index].out]
-                _COSTS.put(key, Value(rows.width, rows.shape, rows.dtype))
+                _COSTS.put(key, Value(rows.width, trace.inner[index], rows.dtype))
         return _COSTS[key]
 
     def _key(self, index: int) -> tuple[Hashable, ...]:
         step = self._program.steps[index]
         last = step.out == self._program.out
         inputs = tuple(self.values[value] for value in step.inputs)
-        return self._keys[index], inputs, last, self._widths[step.out], self._amp, self._device.type
+        shapes: list[Hashable] = [ref.shape(self._shapes) for ref in step.reads]
+        if step.function is not None:
+            shapes.append(step.function.facts(self._shapes))
+        shapes.append(self._shapes.get(step.out))
+        return self._keys[index], tuple(shapes), inputs, last, self._widths[step.out], self._amp, self._device.type
 
     def _trace(self, index: int, mode: Mode, program: Program, device: torch.device) -> Trace:
         modes = [Mode()] * len(program.steps)
         modes[index] = mode
         trace = Trace(Plan(program, modes), self._kept(device), self._amp, False)
+        trace.shapes, trace.inner = dict(self._shapes), dict(self._inner)
         for value in program.steps[index].inputs:
             trace.values[value] = self.values[value].rows(device)
         return trace
@@ -263,29 +255,76 @@ class Costs:
         found[0] = total
         return found
 
-    def _work(self, step: Step, mode: Mode) -> float:
+    def _work(self, index: int, mode: Mode) -> float:
+        step = self._program.steps[index]
         if step.unit is None:
             return 0.0
-        return work(step.unit, self.values[step.inputs[0]], self.values[step.out], mode)
+        # A function runs again with every convolution that does, and for its own backward.
+        again = 1 if mode.keep != "x" else 2 + (mode.convs - 1 if step.unit.coupled else 0)
+        own = again * self._functions[index]
+        return own + work(step.unit, self.values[step.inputs[0]], self.values[step.out], mode)
+
+    def _once_more(self, index: int) -> float:
+        """Work of an opaque piece's forward."""
+        key = ("again", *self._key(index))
+        if key not in _COSTS:
+            with self._place(index) as place, torch.no_grad():
+                trace = self._trace(index, Mode(), *place)
+                _COSTS.put(key, profile.seconds(lambda: trace.step_forward(index)))
+        found: float = _COSTS[key]
+        return found
+
+    def _estimated(self, step: Step) -> float:
+        """Work of a step's function on the whole batch, in bytes that could be moved meanwhile."""
+        function = step.function
+        if function is None or step.unit is None:
+            return 0.0
+        parts = [
+            Rows.raw(torch.empty(self.values[v].shape, dtype=self.values[v].dtype, device=META)) for v in step.inputs
+        ]
+        x = Joined(parts).read(0, parts[0].shape[1]) if len(parts) > 1 else parts[0].payload
+        return profile.seconds(lambda: function.bound(self._shapes, self._amp)(x))
 
 
 def work(unit: Unit, given: Value, out: Value, mode: Mode) -> float:
-    """Estimated extra time of a mode, in bytes that could be moved meanwhile."""
+    """Estimated time of a mode, without the convolutions that every mode runs, in bytes that could be moved meanwhile."""
     steps, batch = given.shape[:2]
+    size = _outputs(unit, given, out) * out.dtype.itemsize
+    moved = size * (FORWARD_PASSES + BACKWARD_PASSES)
+    again, passes = _again(unit, given, out, mode)
+    length = -(-batch // mode.chunks)
+    cold = COLD if size * length / (steps * batch) > CACHE else 1.0
+    return again + (moved + passes) * cold + launches(unit, given, mode)
+
+
+def recomputed(unit: Unit, given: Value, out: Value, mode: Mode) -> float:
+    """Estimated time of what a mode does again."""
+    return sum(_again(unit, given, out, mode))
+
+
+def launches(unit: Unit, given: Value, mode: Mode) -> float:
+    """Estimated time of a mode's operators before they do anything."""
+    neuron, backward = _neurons(unit, mode)
+    return LAUNCH * mode.chunks * given.shape[0] * (25 + 30.0 * (1 + neuron + backward))
+
+
+def _again(unit: Unit, given: Value, out: Value, mode: Mode) -> tuple[float, float]:
+    """Estimated time of convolutions, and of normalisation and neuron, that a mode runs again."""
     size = _outputs(unit, given, out)
     module = None if unit.op is None else unit.op.module
     flops = 0.0 if module is None else 2.0 * size * module.weight.numel() / module.weight.shape[0]
     again = 0 if mode.keep != "x" else (mode.convs - 1) + (1 if mode.back == "once" else 2)
     if not unit.coupled:
         again = 1 if mode.keep == "x" else 0
+    neuron, backward = _neurons(unit, mode)
+    passes = FORWARD_PASSES * neuron + BACKWARD_PASSES * backward
+    return again * flops / FLOPS_PER_BYTE, size * out.dtype.itemsize * passes
+
+
+def _neurons(unit: Unit, mode: Mode) -> tuple[int, int]:
+    """How often a mode runs the neuron's forward, and its backward, again."""
     neuron = (0 if mode.keep == "u" else 1) + (1 if mode.back == "all" and unit.coupled else 0)
-    backward = 1 if mode.back == "all" and unit.coupled and mode.keep != "u" else 0
-    moved = size * out.dtype.itemsize * (FORWARD_PASSES * (1 + neuron) + BACKWARD_PASSES * (1 + backward))
-    length = -(-batch // mode.chunks)
-    if size * out.dtype.itemsize * length / (steps * batch) > CACHE:
-        moved *= COLD
-    launches = LAUNCH * mode.chunks * steps * (25 + 30 * (1 + neuron + backward))
-    return again * flops / FLOPS_PER_BYTE + moved + launches
+    return neuron, 1 if mode.back == "all" and unit.coupled and mode.keep != "u" else 0
 
 
 def _outputs(unit: Unit, given: Value, out: Value) -> float:
@@ -306,54 +345,3 @@ def _structure(step: Step) -> Hashable:
     shape = len(unit.pre), unit.op is None, len(unit.mid), len(unit.post)
     norm = None if unit.norm is None else (unit.norm.per_step, unit.norm.coupled)
     return step.kind, inside, shape, norm
-
-
-def _alive(program: Program, values: dict[int, Value], needs: list[bool]) -> tuple[list[int], list[int]]:
-    """Bytes of values alive when each step's forward, and its backward, starts; the network's input is no part."""
-    until, reads, count = needed_until(program, needs), readers(program), len(program.steps)
-    forward, backward = [0] * (count + 1), [0] * (count + 1)
-    for born, step in enumerate(program.steps):
-        size, last = values[step.out].bytes(), max(reads.get(step.out, [born]))
-        if step.out == program.out:
-            continue
-        stays = step.out in until
-        for index in range(born + 1, count + 1):
-            forward[index] += size if stays or index <= last else 0
-        for index in range(until[step.out] if stays else count + 1, count + 1):
-            backward[index] += size
-    return forward, backward
-
-
-Held = dict[int, Gradient]
-
-
-class _Pretend(Trace):
-    """The run's own bookkeeping of gradients, without the arithmetic."""
-
-    values_like: dict[int, Tensor]
-
-    def through(self, index: int, saved: Any, grad: Tensor, owned: bool, given: Any, into: Gradients) -> Tensor | None:
-        """See :meth:`Trace.through`."""
-        value = self._plan.program.steps[index].inputs[0]
-        if not self.needs[value]:
-            return None
-        return torch.empty_like(self.values_like[value]) if given is None else given
-
-
-def _holders(program: Program, values: dict[int, Value], kept: Kept) -> list[Held]:
-    """Who holds which gradient when each step's backward starts."""
-    trace = _Pretend(Plan(program, [Mode()] * len(program.steps)), kept, None, False)
-    trace.values_like = {v: torch.empty(meta.shape, dtype=meta.dtype, device=META) for v, meta in values.items()}
-    grads, found = {program.out: Gradient(trace.values_like[program.out])}, list[Held]()
-    for index in reversed(range(len(program.steps))):
-        copies = {id(g): Gradient(g.tensor) for g in grads.values()}
-        for g in grads.values():
-            copies[id(g)].holders = g.holders
-        found.append({value: copies[id(g)] for value, g in grads.items()})
-        trace.step_backward(index, grads, Gradients())
-    return found[::-1]
-
-
-def _distinct(held: Held, values: dict[int, Value]) -> int:
-    """Bytes of gradients, shared ones once."""
-    return sum({id(g): values[value].dense() for value, g in held.items()}.values())

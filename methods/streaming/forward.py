@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.contracts import listener
 from methods.kernels import lif_stream
 from methods.kernels.lif_stream import Affine
 from methods.packing import RAW
@@ -37,22 +38,8 @@ class Forward:
     def run(self) -> tuple[Rows, Saved]:
         """The output, and what the backward needs beside the input."""
         unit, mode, saved = self.unit, self.mode, self.saved
-        hold = mode.keep != "x" or mode.convs == 1
         if unit.coupled:
-            moments = Moments(unit.norm.per_step)  # type: ignore[union-attr]
-            y: Tensor | None = None
-            for _, a, b, runs in chunks_of(self.x, mode.chunks, grows=True):
-                if runs:
-                    y = None
-                    y = self._y(a, b)
-                    moments.add(y)
-                elif hold:
-                    y = torch.empty_like(saved.ys[0])  # type: ignore[arg-type]
-                if hold:
-                    saved.ys.append(y)
-            assert y is not None
-            saved.statistics = unit.norm.statistics(moments, y.dim())  # type: ignore[union-attr]
-            del y
+            self._measure(hold=mode.keep != "x" or mode.convs == 1)
         affine = self._affine()
         for index, a, b, runs in chunks_of(self.x, mode.chunks, grows=mode.keep == "u" or not unit.coupled):
             y = self._held(index, a, b, runs)
@@ -70,6 +57,34 @@ class Forward:
             saved.ys.clear()
         assert self.out is not None
         return self.out, saved
+
+    def _measure(self, hold: bool) -> None:
+        """The statistics of the whole batch, in two passes; ``hold``: the convolution's output stays for later ones."""
+        unit, ys = self.unit, self.saved.ys
+        assert unit.norm is not None
+        moments = Moments(unit.norm.per_step, self.x.shape[1])
+        y: Tensor | None = None
+        for _, a, b, runs in chunks_of(self.x, self.mode.chunks, grows=True):
+            if runs:
+                y = None
+                y = self._y(a, b)
+                moments.add(y, a)
+            elif hold:
+                y = torch.empty_like(ys[0])  # type: ignore[arg-type]
+            if hold:
+                ys.append(y)
+        assert y is not None
+        dtype, dims = y.dtype, y.dim()
+        del y
+        if moments.centre(dtype):
+            for index, a, b, runs in chunks_of(self.x, self.mode.chunks, grows=False):
+                if runs:
+                    held = ys[index] if hold else self._y(a, b)
+                    assert held is not None
+                    moments.spread(held)
+                    del held
+            moments.settle()
+        self.saved.statistics = unit.norm.statistics(moments, dims)
 
     def _y(self, a: int, b: int) -> Tensor:
         h = run_leaves(self.unit.pre, self.x.read(a, b))
@@ -102,18 +117,30 @@ class Forward:
         v0 = unit.initial(saved.v0, a, b)
         if unit.post:
             lif_stream.charge_and_fire(y, u, affine, v0, saved.q, unit.neuron)
-            s = run_leaves(unit.post, lif_stream.fire(u, unit.neuron))
+            s = lif_stream.fire(u, unit.neuron)
+            self._tell(s, a)
+            s = run_leaves(unit.post, s)
             self._room(s.shape, s.dtype).write(a, b, s)
         else:
             out = self._room(y.shape, y.dtype)
             if out.width == RAW:
                 lif_stream.charge_and_fire(y, u, affine, v0, saved.q, unit.neuron, out.payload[:, a:b])
+            elif out.width == 1 and out.by_kernel and lif_stream.fused(y):
+                membranes = u if self.mode.keep == "u" else None
+                lif_stream.fire_bits(y, membranes, affine, v0, saved.q, unit.neuron, out.payload[a:b])
             else:
                 flat, view = out.codes(b - a)
                 lif_stream.charge_and_fire(y, u, affine, v0, saved.q, unit.neuron, view)
                 out.put(a, b, flat)
+            self._tell(out, a, b)
         if self.mode.keep == "u":
             saved.us.append(u)
+
+    def _tell(self, spikes: Tensor | Rows, a: int, b: int = 0) -> None:
+        """Samples from ``a`` (of rows up to ``b``) to whoever records what neurons emit."""
+        heard = listener(self.unit.node)
+        if heard is not None and not lif_stream.valueless(self.x.payload):
+            heard(spikes.read(a, b) if isinstance(spikes, Rows) else spikes, a)
 
     def _room(self, shape: Any, dtype: torch.dtype) -> Rows:
         if self.out is None:

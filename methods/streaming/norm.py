@@ -1,14 +1,23 @@
-"""Batch normalisation in chunks over the batch: statistics that merge, their use, and their share of the gradient.
+"""Batch normalisation in chunks over the batch: its statistics, their use, and their share of the gradient.
 
 With ``m`` elements a channel (over ``T x N x`` positions, or ``N x`` positions of each step under per-step statistics),
 ``xhat = (y - mean) rstd`` and ``z = gamma xhat + beta``::
 
-    d = mean' - mean;   mean <- mean + d m' / (m + m');   M2 <- M2 + M2' + d^2 m m' / (m + m')
     grad_beta = sum dz          grad_gamma = sum dz xhat
     dy = gamma rstd (dz - grad_beta / m - xhat grad_gamma / m)
 
-(the first line merges the moments of two parts: Chan, Golub, LeVeque 1979). Two sums couple all samples; everything
-else is a chunk's own.
+Two sums couple all samples; everything else is a chunk's own.
+
+A spike that flips by rounding changes the gradient of a deep network visibly, so statistics and ``z`` round where
+torch's own kernel on a CPU rounds (``aten/src/ATen/native/cpu/batch_norm_kernel.cpp`` and ``Normalization.cpp``), which
+sums in double precision, in two passes, and works in single precision otherwise::
+
+    mean = f32(sum64 y / m);  M2 = f32(sum64 f32((y - mean)^2));  rstd = f32(1 / sqrt(f64(f32(M2 / m)) + eps))
+    a = rstd gamma;  b = fma(-mean, a, beta);  z = fma(y, a, b)
+
+Sums in double precision do not depend on how they are split, but for one in some 10^8 that falls on a boundary of
+rounding. Channels of one position (``[N, C]``) torch sums row by row in single precision: there its own operator runs,
+on the whole batch, which is small.
 """
 
 from __future__ import annotations
@@ -21,51 +30,84 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from methods.kernels.lif_stream import Affine, steps
+from methods.kernels.lif_stream import Affine, steps, valueless
 
 KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-@dataclass
 class Moments:
-    """Mean and centred square sum of the samples seen so far, ``[S, C]``; ``S`` is 1, or ``T`` for per-step statistics.
+    """Mean and centred square sum of a batch, ``[S, C]``, in two passes; ``S`` is 1, or ``T`` for per-step statistics.
 
     Args:
         per_step: each time step has its own.
+        batch: ``N``.
     """
 
-    per_step: bool
-    count: int = 0
-    mean: Tensor | None = None
-    m2: Tensor | None = None
+    def __init__(self, per_step: bool, batch: int) -> None:
+        self._per_step, self._batch = per_step, batch
+        self._sum: Tensor | None = None
+        self._vectors: Tensor | None = None
+        self.count = 0
+        self.mean: Tensor | None = None
+        self.variance: Tensor | None = None
+        self.m2: Tensor | None = None
 
-    def add(self, y: Tensor) -> None:
-        """Merge a chunk ``[T, n, C, ...]``."""
-        count = y[0].numel() // y.shape[2]
-        wide = torch.promote_types(y.dtype, torch.float32)
-        mean, m2 = torch.empty((2, y.shape[0], y.shape[2]), dtype=wide, device=y.device)
-        for t in steps(y):
-            _moments(y[t], mean[t], m2[t])
-        if not self.per_step:
-            middle = mean.mean(0, keepdim=True)
-            m2 = (m2 + (mean - middle).square_().mul_(count)).sum(0, keepdim=True)
-            mean, count = middle, count * y.shape[0]
-        if self.mean is None or self.m2 is None:
-            self.mean, self.m2, self.count = mean, m2, count
+    def add(self, y: Tensor, a: int) -> None:
+        """First pass: the chunk ``[T, n, C, ...]`` that starts at sample ``a``."""
+        positions = y[0, 0].numel() // y.shape[2]
+        if self._sum is None:
+            rows = y.shape[0] if self._per_step else 1
+            self._sum = y.new_zeros((rows, y.shape[2]), dtype=torch.float64)
+            self.count = self._batch * positions * (1 if self._per_step else y.shape[0])
+            if positions == 1:
+                self._vectors = y.new_empty((y.shape[0], self._batch, y.shape[2]))
+        if self._vectors is not None:
+            self._vectors[:, a : a + y.shape[1]] = y.flatten(2)
             return
-        total = self.count + count
-        delta = mean - self.mean
-        self.m2.add_(m2).add_(delta.square().mul_(self.count * count / total))
-        self.mean.add_(delta.mul_(count / total))
-        self.count = total
+        for t in steps(y):
+            self._sum[t if self._per_step else 0] += _channel_sums(y[t])
+
+    def centre(self, dtype: torch.dtype) -> bool:
+        """End of the first pass over values of a dtype; whether there has to be a second."""
+        assert self._sum is not None
+        wide = torch.promote_types(dtype, torch.float32)
+        if self._vectors is not None:
+            self.mean, self.variance = self._of_vectors(wide)
+            self.m2 = self.variance * self.count
+            self._vectors = None
+            return False
+        self.mean = (self._sum / self.count).to(wide)
+        self._sum.zero_()
+        return True
+
+    def spread(self, y: Tensor) -> None:
+        """Second pass: a chunk again."""
+        assert self._sum is not None
+        assert self.mean is not None
+        for t in steps(y):
+            row = t if self._per_step else 0
+            centred = y[t] - self.mean[row].view(-1, *[1] * (y.dim() - 3))
+            self._sum[row] += _channel_sums(centred.square_())
+
+    def settle(self) -> None:
+        """End of the second pass."""
+        if self._sum is not None and self.m2 is None and self.mean is not None:
+            self.m2 = self._sum.to(self.mean.dtype)
+            self.variance = self.m2 / self.count
+
+    def _of_vectors(self, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+        assert self._vectors is not None
+        groups = self._vectors if self._per_step else self._vectors.flatten(0, 1)[None]
+        if groups.device.type == "cpu" and groups.dtype == wide and not valueless(groups):
+            found = [torch.ops.aten.batch_norm_update_stats(group, None, None, 0.0) for group in groups]
+            return torch.stack([mean for mean, _ in found]), torch.stack([variance for _, variance in found])
+        mean = groups.mean(1, dtype=torch.float64).to(wide)
+        return mean, (groups - mean[:, None]).square_().mean(1, dtype=torch.float64).to(wide)
 
 
-def _moments(step: Tensor, mean: Tensor, m2: Tensor) -> None:
-    """Mean and centred square sum ``[C]`` of one step ``[n, C, ...]``; its temporaries stay in the cache."""
-    flat = step.flatten(2) if step.dim() > 2 else step.unsqueeze(2)
-    torch.sum(flat.sum(2, dtype=mean.dtype), 0, out=mean).div_(flat.shape[0] * flat.shape[2])
-    centred = flat - mean.view(1, -1, 1)
-    torch.sum(centred.square_().sum(2), 0, out=m2)
+def _channel_sums(step: Tensor) -> Tensor:
+    """``[C]`` in double precision, of one step ``[n, C, ...]``; its temporaries stay in the cache."""
+    return step.flatten(2).sum(2, dtype=torch.float64).sum(0)
 
 
 @dataclass
@@ -108,26 +150,27 @@ class Norm:
         """
         layer = self.module
         if moments is None:
-            mean, variance, count = layer.running_mean[None], layer.running_var[None], 0
+            mean, count = layer.running_mean[None], 0
+            rstd = (layer.running_var[None].to(_wide(mean)) + layer.eps).rsqrt_()
         else:
             assert moments.mean is not None
+            assert moments.variance is not None
             assert moments.m2 is not None
-            mean, variance, count = moments.mean, moments.m2 / moments.count, moments.count
+            mean, count = moments.mean, moments.count
             if layer.training and layer.track_running_stats and layer.running_mean is not None:
                 self._update(mean, moments.m2, count)
-        wide = torch.promote_types(variance.dtype, torch.float32)
-        rstd = (variance.to(wide) + layer.eps).rsqrt_()
+            rstd = (moments.variance.double() + layer.eps).sqrt_().reciprocal_().to(mean.dtype)
         shape = (mean.shape[0], 1, mean.shape[1], *[1] * (dims - 3))
-        return Statistics(mean.to(wide).view(shape), rstd.view(shape), count)
+        return Statistics(mean.to(_wide(mean)).view(shape), rstd.view(shape), count)
 
     def affine(self, found: Statistics) -> Affine:
         """The layer as a multiplication and an addition."""
-        scale, shift = found.rstd, -found.mean * found.rstd
-        if self.module.weight is not None:
-            gamma, beta = (p.detach().view(found.mean.shape[1:]) for p in (self.module.weight, self.module.bias))
-            scale = found.rstd * gamma
-            shift = beta - found.mean * scale
-        return Affine(scale, shift)
+        once = found.mean.device.type == "cpu"
+        if self.module.weight is None:
+            return Affine(found.rstd, -found.mean * found.rstd, once)
+        gamma, beta = (p.detach().view(found.mean.shape[1:]) for p in (self.module.weight, self.module.bias))
+        scale = found.rstd * gamma
+        return Affine(scale, torch.addcmul(beta, found.mean, scale, value=-1), once)
 
     def _update(self, mean: Tensor, m2: Tensor, count: int) -> None:
         layer = self.module
@@ -136,9 +179,13 @@ class Norm:
             layer.num_batches_tracked.add_(1)
             factor = layer.momentum
             if factor is None:
-                factor = 1.0 / layer.num_batches_tracked.to(mean.dtype)
+                factor = 1.0 / layer.num_batches_tracked.double()
             for running, new in ((layer.running_mean, mean[row]), (layer.running_var, unbiased[row])):
-                running.add_((new - running) * factor)
+                running.copy_(running.double() * (1 - factor) + new.double() * factor)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 class Coupling:
@@ -198,6 +245,8 @@ def classify(module: nn.Module, sequence: bool) -> bool | None:
     """
     if not isinstance(module, KINDS) or (module.weight is None) != (module.bias is None):
         return None
+    if getattr(module, "spans_ranks", False):
+        return None  # its statistics are those of several processes' samples: only the layer itself knows how
     if not sequence:
         return False if type(module) in KINDS else None
     if getattr(module, "step_mode", "s") != "m":
@@ -218,8 +267,11 @@ def _tried(kind: Any, spatial: int) -> bool | None:
         except (TypeError, ValueError, RuntimeError):
             return None
         for per_step in (False, True):
-            ours, moments = Norm(kind(2, step_mode="m").double().train(), per_step), Moments(per_step)
-            moments.add(x)
+            ours, moments = Norm(kind(2, step_mode="m").double().train(), per_step), Moments(per_step, x.shape[1])
+            moments.add(x, 0)
+            if moments.centre(x.dtype):
+                moments.spread(x)
+                moments.settle()
             affine = ours.affine(ours.statistics(moments, x.dim()))
             same = torch.allclose(x * affine.scale + affine.shift, out, rtol=1e-9, atol=1e-9)
             mine, theirs = dict(ours.module.named_buffers()), dict(layer.named_buffers())

@@ -1,26 +1,28 @@
 """A model's stages as a straight-line program of streamed layers, additions and opaque modules.
 
 Stages are taken apart into their children, and blocks through ``torch.fx``, whatever class they have: a residual block
-of SEW-ResNet and one that a user wrote are the same graph. In the graph, the longest chains ``pooling or views* -
-convolution or linear - batch normalisation? - pooling* - neuron - max pooling*`` become units
+of SEW-ResNet and one that a user wrote are the same graph. In the graph, the longest chains ``function? - pooling or
+views* - convolution or linear - batch normalisation? - pooling* - neuron - max pooling*`` become units
 (:mod:`methods.streaming.unit`), sums of two values become additions; everything else is opaque and runs as one
-checkpointed piece. A stage in which a stateful module runs twice is opaque as a whole.
+checkpointed piece. A function is what stands between modules (:mod:`methods.streaming.functions`): with it, spiking
+self-attention ``neuron(scale (v k^T) q)`` and Q-K attention are units like others, of one or more values; values in
+another shape (tokens) cost nothing. A stage in which a stateful module runs twice is opaque as a whole.
 """
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import torch
 from spikingjelly.activation_based import base, layer
-from torch import fx, nn
+from torch import nn
 
 from harness.contracts import StagedModel
 from methods.bptt_fused import FUSED, constants, unfusable
+from methods.streaming.functions import Function, Ref, Reshaped, View
+from methods.streaming.graph import Graph, Node, hooked
 from methods.streaming.norm import Norm, classify
 from methods.streaming.ops import Leaf, Op
 from methods.streaming.unit import Unit
@@ -32,29 +34,11 @@ _POOLS = (
 )  # fmt: skip
 _MAX = (
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
-    nn.Identity,
 )  # fmt: skip
 _WRAPPED = {getattr(layer, kind.__name__): kind for kind in (*_POOLS, nn.Flatten) if hasattr(layer, kind.__name__)}
 """SpikingJelly's layers that do the same on a sequence."""
 
 Kind = Literal["unit", "add", "call"]
-
-
-@dataclass
-class Node:
-    """One module or addition of the graph.
-
-    Args:
-        name: of the module, or of the block that adds.
-        module: it; None for an addition.
-        inputs: numbers of the values that it reads.
-        sequence: the module takes ``[T, N, ...]``; otherwise it is applied to ``[T N, ...]``.
-    """
-
-    name: str
-    module: nn.Module | None
-    inputs: tuple[int, ...]
-    sequence: bool = True
 
 
 @dataclass
@@ -66,6 +50,10 @@ class Step:
         name: of its first module.
         inputs: numbers of the values that it reads; 0 is the network's input.
         out: number of the value that it writes.
+        reads: the same values in the shapes that it takes them in; empty where ``function`` takes them.
+        function: what is done to the inputs before the unit, or instead of a call.
+        views: what gives the output its shape.
+        like: values that are never written, but whose shape some forward reads: that of the output before ``views``.
         unit: of a unit.
         module: of a call.
         why: of a call: why it is opaque.
@@ -75,6 +63,10 @@ class Step:
     name: str
     inputs: tuple[int, ...]
     out: int
+    reads: tuple[Ref, ...] = ()
+    function: Function | None = None
+    views: tuple[View, ...] = ()
+    like: tuple[int, ...] = ()
     unit: Unit | None = None
     module: nn.Module | None = None
     why: str = ""
@@ -88,10 +80,11 @@ class Step:
 
 @dataclass
 class Program:
-    """Steps in order, and the number of the value that leaves the last stage."""
+    """Steps in order; the number of the value that leaves the last stage, and what gives it its shape."""
 
     steps: list[Step] = field(default_factory=list)
     out: int = 0
+    views: tuple[View, ...] = ()
 
     def parameters(self) -> list[nn.Parameter]:
         """All, each once."""
@@ -101,130 +94,46 @@ class Program:
 
 def parse(model: StagedModel) -> Program:
     """The program of a model's stages."""
-    graph = _Graph()
-    value = 0
+    graph = Graph()
+    ref = Ref(0)
     for index, stage in enumerate(model.stages):
-        value = graph.stage(f"stages.{index}", stage, value)
-    return _Fuser(graph.nodes, value).run()
-
-
-class _Graph:
-    """Collects nodes; node ``i`` writes value ``i + 1``."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Node] = []
-
-    def stage(self, name: str, module: nn.Module, value: int) -> int:
-        """Add a stage; a stateful module that would run twice in it makes it opaque."""
-        mark = len(self.nodes)
-        out = self.add(name, module, value)
-        parts = [n.module for n in self.nodes[mark:] if n.module is not None]
-        runs = Counter(inner for part in parts for inner in part.modules() if isinstance(inner, base.MemoryModule))
-        if any(count > 1 for count in runs.values()) or not _covered(module, parts):
-            del self.nodes[mark:]
-            return self._node(Node(name, module, (value,)))
-        return out
-
-    def add(self, name: str, module: nn.Module, value: int, sequence: bool = True) -> int:
-        """Add a module behind a value; the number of its output."""
-        if _hooked(module):
-            return self._node(Node(name, module, (value,), sequence))
-        if type(module) is nn.Sequential or (type(module) is layer.SeqToANNContainer and sequence):
-            inner = sequence and type(module) is nn.Sequential
-            for child, part in module.named_children():
-                value = self.add(f"{name}.{child}", part, value, inner)
-            return value
-        if sequence and any(True for _ in module.children()) and not isinstance(module, base.MemoryModule):
-            out = self._traced(name, module, value)
-            if out is not None:
-                return out
-        return self._node(Node(name, module, (value,), sequence))
-
-    def _node(self, node: Node) -> int:
-        self.nodes.append(node)
-        return len(self.nodes)
-
-    def _traced(self, name: str, module: nn.Module, value: int) -> int | None:
-        """A block through ``torch.fx``; None where its forward is not a graph of modules and additions."""
-        tracer = _Tracer()
-        try:
-            graph = tracer.trace(module)
-        except Exception:  # whatever a forward does that symbolic values cannot
-            return None
-        mark = len(self.nodes)
-        values: dict[fx.Node, int] = {}
-        for node in graph.nodes:
-            inputs = [arg for arg in node.args if isinstance(arg, fx.Node)]
-            if node.op == "placeholder":
-                if values:
-                    break
-                values[node] = value
-            elif node.op == "output":
-                if len(inputs) == 1 and len(node.args) == 1 and inputs[0] in values:
-                    return values[inputs[0]]
-                break
-            elif node.op == "call_module" and len(inputs) == len(node.args) == 1 and not node.kwargs:
-                part = module.get_submodule(str(node.target))
-                values[node] = self.add(f"{name}.{node.target}", part, values[inputs[0]])
-            elif _adds(node) and len(inputs) == 2:
-                values[node] = self._node(Node(name, None, (values[inputs[0]], values[inputs[1]])))
-            else:
-                break
-        del self.nodes[mark:]
-        return None
-
-
-class _Tracer(fx.Tracer):
-    """Stops at modules without children, containers and neurons."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """See ``torch.fx.Tracer``."""
-        return True
-
-
-def _adds(node: fx.Node) -> bool:
-    known = node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add)
-    return (known or (node.op == "call_method" and node.target == "add")) and len(node.args) == 2 and not node.kwargs
-
-
-def _covered(stage: nn.Module, parts: list[nn.Module]) -> bool:
-    """True if the parts hold all parameters of the stage; a block that uses some directly is opaque."""
-    inside = {p for part in parts for p in part.parameters()}
-    return all(p in inside for p in stage.parameters())
-
-
-def _hooked(module: nn.Module) -> bool:
-    tables = (
-        module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks,
-    )  # fmt: skip
-    return any(tables)
+        ref = graph.stage(f"stages.{index}", stage, ref)
+    return _Fuser(graph, ref).run()
 
 
 class _Fuser:
     """Finds units in the nodes."""
 
-    def __init__(self, nodes: list[Node], out: int) -> None:
-        self._nodes, self._out = nodes, out
-        self._uses = Counter(value for node in nodes for value in node.inputs)
-        self._uses[out] += 1
-        self._reader = {value: index for index, node in enumerate(nodes) for value in node.inputs}
+    def __init__(self, graph: Graph, ref: Ref) -> None:
+        self._nodes, self._asked, self._out, self._views = graph.nodes, graph.asked, ref.value, ref.views
+        self._uses = Counter(value for node in graph.nodes for value in node.inputs)
+        self._uses[self._out] += 1
+        self._reader = {value: index for index, node in enumerate(graph.nodes) for value in node.inputs}
 
     def run(self) -> Program:
-        program, done = Program(out=self._out), set[int]()
+        program, done = Program(out=self._out, views=self._views), set[int]()
         for index, node in enumerate(self._nodes):
             if index in done:
                 continue
+            plain = Step("add", node.name, node.inputs, index + 1, node.reads)
             if node.module is None:
-                program.steps.append(Step("add", node.name, node.inputs, index + 1))
+                program.steps.append(plain)
                 continue
+            function = node.module if isinstance(node.module, Function) else None
             chain = self._unit(index)
             if chain is not None:
-                unit, members = chain
+                unit, members, views = chain
                 done.update(members)
-                step = Step("unit", node.name, node.inputs, members[-1] + 1, unit=unit)
+                name = next(self._nodes[i].name for i in members if not isinstance(self._nodes[i].module, Function))
+                like = tuple(i + 1 for i in members[:-1] if i + 1 in self._asked)
+                step = replace(plain, kind="unit", name=name, unit=unit, function=function, views=views, like=like)
+                step.out = members[-1] + 1
+            elif function is not None:
+                why = "a function without a streamed layer behind it"
+                step = replace(plain, kind="call", module=function, function=function, why=why)
             else:
                 module = node.module if node.sequence else layer.SeqToANNContainer(node.module)
-                step = Step("call", node.name, node.inputs, index + 1, module=module, why=_why(node))
+                step = replace(plain, kind="call", module=module, why=_why(node))
             program.steps.append(step)
         _in_order(program)
         return program
@@ -237,10 +146,11 @@ class _Fuser:
             if self._uses[value] != 1 or value not in self._reader or value == self._out:
                 return
             index = self._reader[value]
-            if self._nodes[index].module is None:
+            if self._nodes[index].module is None or isinstance(self._nodes[index].module, Function):
                 return
 
-    def _unit(self, index: int) -> tuple[Unit, list[int]] | None:
+    def _unit(self, index: int) -> tuple[Unit, list[int], tuple[View, ...]] | None:
+        """The longest unit that starts at a node; its nodes; what gives its output its shape."""
         pre: list[Leaf] = []
         mid: list[Leaf] = []
         post: list[Leaf] = []
@@ -248,29 +158,41 @@ class _Fuser:
         norm: Norm | None = None
         node: Any = None
         members: list[int] = []
+        views: tuple[View, ...] = ()
         for place, part in self._follow(index):
             module = part.module
             assert module is not None
             leaf = _leaf(part)
-            if node is not None:
+            fires = part.sequence and type(module) in FUSED and unfusable(module) is None and not module.store_v_seq
+            if members and part.reads[0].views:
+                # A neuron does not care about shapes: it runs in the one before, and its output takes the new one.
+                if not fires or node is not None:
+                    break
+                views = part.reads[0].views
+            if members and part.inputs[0] in self._asked and (leaf is not None or (op is None and norm is None)):
+                break
+            if isinstance(module, Function):
+                if members:
+                    break
+            elif node is not None:
                 if leaf is None or not isinstance(module, _MAX):
                     break
-                post += [] if type(module) is nn.Identity else [leaf]
+                post += [Leaf(Reshaped(views), sequence=True), leaf] if views else [leaf]
+                views = ()
             elif leaf is not None:
                 (mid if op is not None or norm is not None else pre).append(leaf)
             elif op is None and norm is None and Op.fits(module) and _mode_fits(part):
                 op = Op(module)
             elif norm is None and not mid and (per_step := classify(module, part.sequence)) is not None:
                 norm = Norm(module, per_step)
-            elif part.sequence and type(module) in FUSED and unfusable(module) is None and not module.store_v_seq:
+            elif fires:
                 node = module
             else:
                 break
             members.append(place)
-        if node is None:
+        if members and node is not None and (post or mid) and any(i + 1 in self._asked for i in members[:-1]):
             return None
-        pre, mid = ([leaf for leaf in group if type(leaf.module) is not nn.Identity] for group in (pre, mid))
-        return Unit(pre, op, norm, mid, node, constants(node), post), members
+        return None if node is None else (Unit(pre, op, norm, mid, node, constants(node), post), members, views)
 
 
 def _mode_fits(part: Node) -> bool:
@@ -285,8 +207,6 @@ def _leaf(part: Node) -> Leaf | None:
     """The module as one that treats samples by themselves, or None."""
     module: Any = part.module
     kind = _WRAPPED.get(type(module), type(module))
-    if type(module) is nn.Identity:
-        return Leaf(module, part.sequence)
     known = kind in _POOLS or kind is nn.Flatten
     if not known or getattr(module, "return_indices", False):
         return None
@@ -297,7 +217,7 @@ def _leaf(part: Node) -> Leaf | None:
 
 def _why(node: Node) -> str:
     kind = type(node.module).__name__
-    if _hooked(node.module):  # type: ignore[arg-type]
+    if hooked(node.module):  # type: ignore[arg-type]
         return f"{kind} has hooks"
     if isinstance(node.module, base.MemoryModule):
         return unfusable(node.module) or f"{kind} keeps a state"

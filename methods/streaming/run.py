@@ -3,12 +3,13 @@
 Forward: every value is kept as the width rules say until its last reader is done; those that a layer's backward reads
 stay. Backward: steps in reverse. A value's gradient is a tensor ``[T, N, ...]`` that lives from its last reader's
 backward to its writer's; an addition hands the same tensor to both its inputs, and who is the last to hold it may
-reuse its memory.
+reuse its memory. Values are read in several shapes (:class:`~methods.streaming.functions.Ref`), so a gradient has any
+of them, with the elements in the same order.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,10 +21,11 @@ from methods.kernels.lif_stream import valueless
 from methods.packing import RAW, narrowest
 from methods.streaming.backward import Backward
 from methods.streaming.forward import Forward
-from methods.streaming.ops import Gradients
+from methods.streaming.functions import Joined, Reshaped, Shape, Slots
+from methods.streaming.ops import Gradients, Leaf
 from methods.streaming.parse import Program, Step
 from methods.streaming.rows import Rows
-from methods.streaming.unit import Mode
+from methods.streaming.unit import Mode, Unit
 
 Widths = list[int | None]
 
@@ -50,8 +52,9 @@ class Kept:
         if not width:
             return Rows.raw(x)
         out = Rows.empty(width, tuple(x.shape), x.dtype, x.device)
-        for a in samples(x):
-            out.write(a, a + 1, x[:, a : a + 1], self.violations[value])
+        pieces = [(0, x.shape[1])] if out.by_kernel else [(a, a + 1) for a in samples(x)]
+        for a, b in pieces:
+            out.write(a, b, x[:, a:b], self.violations[value])
         return out
 
 
@@ -62,10 +65,9 @@ class Gradient:
         self.tensor, self.holders = tensor, 1
 
 
-def samples(x: Tensor, batch: int | None = None) -> range:
+def samples(x: Tensor) -> range:
     """All samples of a batch; of a fake one, which has no values, two, whose bytes all others share."""
-    count = x.shape[1] if batch is None else batch
-    return range(min(count, 2) if valueless(x) else count)
+    return range(min(x.shape[1], 2) if valueless(x) else x.shape[1])
 
 
 def readers(program: Program) -> dict[int, list[int]]:
@@ -161,15 +163,21 @@ class Trace:
         self._reads = readers(plan.program)
         self.values: dict[int, Rows] = {}
         self.saved: list[Any] = [None] * len(plan.program.steps)
+        self.shapes: dict[int, Shape] = {}
+        self.inner: dict[int, Shape] = {}
+        """Shape of a step's output before its ``views``."""
 
     def forward(self, x: Tensor) -> Tensor:
         """See :func:`run`."""
         program = self._plan.program
         self.values[0] = Rows.raw(x)
+        self.shapes[0] = tuple(x.shape)
         for index in range(len(program.steps)):
             self.step_forward(index)
             self._forget(index)
         out = self.values.pop(program.out)
+        for view in program.views:
+            out = shaped(out, view(out.shape, self.shapes))
         # An identity program would give back its input itself.
         return out.payload.view_as(out.payload) if out.is_raw else out.read(0, out.shape[1])
 
@@ -178,10 +186,9 @@ class Trace:
         step, mode = self._plan.program.steps[index], self._plan.modes[index]
         last = step.out == self._plan.program.out
         if step.kind == "unit":
-            assert step.unit is not None
             width = RAW if last else self._kept.widths[step.out]
             rows, self.saved[index] = Forward(
-                step.unit, self.values[step.inputs[0]], mode, 1 if width is None else width, self._amp
+                self._unit(step), self._input(step), mode, 1 if width is None else width, self._amp
             ).run()
             if not self.needs[step.out]:
                 self.saved[index] = None
@@ -189,28 +196,58 @@ class Trace:
             rows = self._sum(step, RAW if last else self._kept.widths[step.out])
         else:
             rows = self._call(index, step, last)
-        self.values[step.out] = rows
+        self.inner[index] = rows.shape
+        self.shapes.update(dict.fromkeys(step.like, rows.shape))
+        for view in step.views:
+            rows = shaped(rows, view(rows.shape, self.shapes))
+        self.values[step.out], self.shapes[step.out] = rows, rows.shape
+
+    def _read(self, step: Step, place: int) -> Rows:
+        """An input of a step, in the shape that it takes it in."""
+        rows = self.values[step.inputs[place]]
+        return rows if step.function is not None else shaped(rows, step.reads[place].shape(self.shapes))
+
+    def _input(self, step: Step) -> Any:
+        """What a unit or a call reads."""
+        found = [self._read(step, place) for place in range(len(step.inputs))]
+        return found[0] if len(found) == 1 else Joined(found)
+
+    def _unit(self, step: Step) -> Unit:
+        """A unit behind its function."""
+        assert step.unit is not None
+        unit, sizes = step.unit, self.shapes
+        if any(isinstance(leaf.module, Reshaped) for leaf in unit.post):
+            post = [
+                replace(f, module=f.module.bound(sizes)) if isinstance(f.module, Reshaped) else f for f in unit.post
+            ]
+            unit = replace(unit, post=post)
+        if step.function is None:
+            return unit
+        return replace(unit, pre=[Leaf(step.function.bound(sizes, self._amp), sequence=True), *unit.pre])
+
+    def _module(self, step: Step) -> nn.Module:
+        """What a call runs."""
+        found = step.module if step.function is None else step.function.bound(self.shapes, self._amp)
+        assert found is not None
+        return found
 
     def _sum(self, step: Step, width: int | None) -> Rows:
-        one, two = (self.values[value] for value in step.inputs)
+        one, two = (self._read(step, place) for place in range(2))
         batch = one.shape[1]
         kind = torch.promote_types(one.dtype, two.dtype)
         if width is None:
             whole = one.read(0, batch) + two.read(0, batch)
             return self._kept.rows(step.out, whole)
         out = Rows.empty(width, one.shape, kind, one.payload.device)
-        for a in samples(out.payload, batch):
-            total = one.read(a, a + 1) + two.read(a, a + 1)
-            out.write(a, a + 1, total, self._kept.violations[step.out])
+        out.add(one, two, self._kept.violations[step.out])
         return out
 
     def _call(self, index: int, step: Step, last: bool) -> Rows:
-        assert step.module is not None
-        rows = self.values[step.inputs[0]]
+        rows, module = self._input(step), self._module(step)
         x = rows.payload if rows.is_raw else rows.read(0, rows.shape[1])
-        entry = Entry(step.module, x)
+        entry = Entry(module, x)
         with torch.no_grad(), entry.autocast():
-            out = step.module(x)
+            out = module(x)
         del x
         entry.settle()
         if self.needs[step.out]:
@@ -238,7 +275,7 @@ class Trace:
         for index in reversed(range(len(program.steps))):
             self.step_backward(index, grads, into)
         found = grads.get(0)
-        return None if found is None else found.tensor
+        return None if found is None else found.tensor.reshape(self.shapes[0])
 
     def step_backward(self, index: int, grads: dict[int, Gradient], into: Gradients) -> None:
         """One step; its output's gradient is used up."""
@@ -265,34 +302,59 @@ class Trace:
                 grads[value] = own
                 own.holders += 1
             elif known.holders == 1:
-                known.tensor.add_(own.tensor)
+                known.tensor.add_(own.tensor.reshape(known.tensor.shape))
             else:
                 known.holders -= 1
-                grads[value] = Gradient(known.tensor + own.tensor)
+                grads[value] = Gradient(known.tensor + own.tensor.reshape(known.tensor.shape))
 
     def _pass(
         self, index: int, step: Step, saved: Any, own: Gradient, grads: dict[int, Gradient], into: Gradients
     ) -> None:
-        """A gradient through a unit or a call, to its only input."""
-        value = step.inputs[0]
+        """A gradient through a unit or a call, to its inputs."""
         owned = own.holders == 1 and step.out != self._plan.program.out
         own.holders -= 1
-        tensor = own.tensor
+        tensor = own.tensor.reshape(self.inner.get(index, own.tensor.shape))
         del own
+        if len(step.inputs) > 1:
+            self.through(index, saved, tensor, owned, self._slots(step, grads), into)
+            return
+        value = step.inputs[0]
         known = grads.get(value)
-        given = known.tensor if known is not None and known.holders == 1 else None
+        given = None if known is None or known.holders != 1 else known.tensor
+        if given is not None and step.reads:
+            shape = step.reads[0].shape(self.shapes)
+            given = given.view(shape) if given.is_contiguous() or given.shape == shape else None
         made = self.through(index, saved, tensor, owned, given, into)
         if made is None or made is given:
             return
         if known is not None:
             known.holders -= 1
-            made.add_(known.tensor)
+            made.add_(known.tensor.reshape(made.shape))
         grads[value] = Gradient(made)
 
-    def through(
-        self, index: int, saved: Any, grad: Tensor, owned: bool, given: Tensor | None, into: Gradients
-    ) -> Tensor | None:
-        """Gradient of a step's input; added to ``given`` where there is one.
+    def _slots(self, step: Step, grads: dict[int, Gradient]) -> Slots:
+        """Gradients of several inputs, to be added to."""
+        places: list[Tensor | None] = []
+        for value in step.inputs:
+            known = grads.get(value)
+            if not self.needs[value]:
+                places.append(None)
+                continue
+            if known is None or known.holders > 1 or not known.tensor.is_contiguous():
+                made = self._blank(value)
+                if known is not None:
+                    known.holders -= 1
+                    made.add_(known.tensor.reshape(made.shape))
+                known = grads[value] = Gradient(made)
+            places.append(known.tensor)
+        return Slots([self.shapes[value] for value in step.inputs], places)
+
+    def _blank(self, value: int) -> Tensor:
+        rows = self.values[value]
+        return torch.zeros(self.shapes[value], dtype=rows.dtype, device=rows.payload.device)
+
+    def through(self, index: int, saved: Any, grad: Tensor, owned: bool, given: Any, into: Gradients) -> Tensor | None:
+        """Gradient of a step's input; added to ``given``, a tensor or slots, where there is one.
 
         Args:
             index: of the step.
@@ -303,16 +365,22 @@ class Trace:
             into: takes the gradients of parameters.
         """
         step = self._plan.program.steps[index]
-        rows, wanted = self.values[step.inputs[0]], self.needs[step.inputs[0]]
+        rows, wanted = self._input(step), any(self.needs[value] for value in step.inputs)
         if step.unit is not None:
             mode = self._plan.modes[index]
-            return Backward(step.unit, rows, saved, mode, grad, owned, given, wanted, into).run()
-        assert step.module is not None
-        made = _recall(step.module, saved, rows, grad, wanted, into)
+            return Backward(self._unit(step), rows, saved, mode, grad, owned, given, wanted, into).run()
+        made = _recall(self._module(step), saved, rows, grad, wanted, into)
         return made if given is None or made is None else given.add_(made)
 
 
-def _recall(module: nn.Module, entry: Entry, rows: Rows, grad: Tensor, wanted: bool, into: Gradients) -> Tensor | None:
+def shaped(rows: Rows, shape: Shape) -> Rows:
+    """The same elements in another shape; steps and samples as they are."""
+    if rows.shape == shape:
+        return rows
+    return replace(rows, shape=shape, payload=rows.payload.reshape(shape) if rows.is_raw else rows.payload)
+
+
+def _recall(module: nn.Module, entry: Entry, rows: Any, grad: Tensor, wanted: bool, into: Gradients) -> Tensor | None:
     """An opaque module again, with a graph, and back through that."""
     x = (rows.payload.detach() if rows.is_raw else rows.read(0, rows.shape[1])).requires_grad_(wanted)
     parameters = [p for p in module.parameters() if p.requires_grad]

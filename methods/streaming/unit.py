@@ -3,10 +3,11 @@
 Kept from the forward: the packed input, which the layer before delivered anyway, and per-channel mean and ``rstd``; on
 request also the convolution's output ``y`` (``keep="y"``) or ``y`` and the membranes (``keep="u"``).
 
-Forward, with ``convs=2`` twice over the chunks (otherwise ``y`` lives until the second pass)::
+Forward, three times over the chunks, with ``convs=3`` from the input (otherwise ``y`` lives until the last pass)::
 
-    1. y = conv(unpack(x));  merge the moments of y
-    2. y again;  z = scale y + shift;  u, s = neuron(z);  pack(s)
+    1. y = conv(unpack(x));  sum y
+    2. y again;  sum (y - mean)^2
+    3. y again;  z = scale y + shift;  u, s = neuron(z);  pack(s)
 
 Backward, with the incoming gradient ``g``::
 
@@ -47,7 +48,7 @@ class Mode:
     Args:
         chunks: of the batch.
         keep: ``x`` the packed input only, ``y`` also the convolution's output, ``u`` also the membranes.
-        convs: convolutions in the forward, 1 or 2.
+        convs: convolutions in the forward, 1 or 3.
         back: with ``keep="x"``: the backward recomputes the convolution ``once`` and holds its output, ``twice``, or
             twice and the neuron's backward too (``all``).
     """

@@ -19,6 +19,8 @@ drawn = settings(
     max_examples=12, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 """The same examples in every run."""
+few = settings(drawn, max_examples=5)
+"""For tests with a launch a step and sample, which the interpreter runs one after the other."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from methods.kernels import lif_triton, pack_triton
+from methods.kernels import lif_triton, pack_triton, rows_triton, stream_triton
 
 TARGET = GPUTarget("cuda", 90, 32)
 SURROGATES = ((0, 1), (2, 3), (4, 5, 6))
@@ -40,6 +40,17 @@ def main(kind: str) -> int:
             pack_triton._unpack, {"payload_ptr": "u8", "out_ptr": kind}, sizes,
             {"WIDTH": width, "BLOCK": pack_triton.BLOCK},
         )  # fmt: skip
+    dtype = {"fp64": tl.float64, "fp32": tl.float32, "fp16": tl.float16, "bf16": tl.bfloat16}[kind]
+    for one, two, out in ((0, -1, 1), (2, -1, 0), (1, 1, 2), (4, 0, 0)):
+        count += build(
+            rows_triton._move,
+            {"one_ptr": "u8" if one else kind, "two_ptr": "u8" if two else kind, "out_ptr": "u8" if out else kind,
+             "violations_ptr": "i64"},
+            dict.fromkeys(("size", "run", "tiles", "steps"), "i32")
+            | dict.fromkeys((f"{end}_{what}" for end in ("one", "two", "out") for what in ("step", "sample")), "i64"),
+            {"ONE": one, "TWO": two, "OUT": out, "CHECK": out != 0, "KIND": dtype, "COMPUTE": wide,
+             "BLOCK": rows_triton.BLOCK},
+        )  # fmt: skip
     neurons = [
         ("multiply", False, False, True, 0.0), ("multiply", True, True, False, None), ("none", False, False, True, 0.0),
     ]  # fmt: skip
@@ -57,8 +68,19 @@ def main(kind: str) -> int:
                 constants | {"AFFINE": bits, "SPIKES": not bits, "KEEP": not bits, "BITS": bits,
                              "ROWS": 8 if bits else 1, "BLOCK": 64 if bits else lif_triton.BLOCK},
             )  # fmt: skip
-        tensors = dict.fromkeys(("grad_ptr", "grad_v_ptr", "u_ptr", "v0_ptr", "grad_v0_ptr"), kind)
-        sizes = {"count": "i32", "grad_step": "i32", "grad_last": "i64", "u_step": "i32", "u_last": "i64"}
+        tensors = dict.fromkeys(("y_ptr", "v0_ptr", "spikes_ptr", "u_ptr"), kind)
+        for bits in (False, True):
+            count += build(
+                stream_triton._fire,
+                tensors | {"q_ptr": scalar, "scale_ptr": scalar, "shift_ptr": scalar, "bits_ptr": "u8"},
+                dict.fromkeys(("size", "run", "tiles", "affine_step", "inner"), "i32")
+                | {"y_step": "i64", "u_step": "i64", "spikes_step": "i64"},
+                constants | {"AFFINE": bits, "SPIKES": not bits, "KEEP": True, "BITS": bits,
+                             "ROWS": 8 if bits else 1, "BLOCK": 64 if bits else lif_triton.BLOCK},
+            )  # fmt: skip
+        tensors = dict.fromkeys(("grad_ptr", "grad_v_ptr", "u_ptr", "v0_ptr", "out_ptr", "grad_v0_ptr"), kind)
+        sizes = {"count": "i32", "grad_step": "i32", "grad_last": "i64", "u_step": "i32", "u_last": "i64",
+                 "out_step": "i32", "out_last": "i64"}  # fmt: skip
         for surrogate in SURROGATES[number]:
             count += build(
                 lif_triton._backward_kernel, tensors | {"q_ptr": scalar, "sums_ptr": scalar}, sizes,

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from methods import packing
+from methods import checkpoint_compress, packing
 from tests.kernels.common import DEVICE, DTYPES, LAYOUTS, NEEDS, arranged, drawn
+from tests.methods.nets import batch, build, prepared, run
 
 pack_triton = pytest.importorskip("methods.kernels.pack_triton", reason=NEEDS)
 
@@ -98,3 +99,25 @@ def test_nothing_to_pack(by_triton):
 def test_integers_keep_to_the_fallback(by_triton):
     x = torch.tensor([0, 1, 1], dtype=torch.int16, device=DEVICE)
     assert torch.equal(packing.unpack(packing.pack(x, 1, counter())), x)
+
+
+def test_compressed_checkpoints_through_the_kernel(monkeypatch):
+    """The method on the kernel: the fallback's gradients to the bit, and a plan that names the kernel."""
+    packed = []
+    kernel = pack_triton.pack
+    monkeypatch.setattr(pack_triton, "pack", lambda *args: packed.append(args[1]) or kernel(*args))
+    found = []
+    for triton in (True, False):
+        for module in (packing, checkpoint_compress):
+            monkeypatch.setattr(module, "triton_at", lambda device, triton=triton: triton)
+        method = checkpoint_compress.CheckpointCompress()
+        x, y = (value.to(DEVICE) for value in batch())
+        model = prepared(method, build(seed=3).to(DEVICE), x)
+        found.append(run(method, model, x, y))
+        assert method.plan()["kernel"] == ("triton" if triton else "torch")
+        assert bool(packed) == triton
+        packed.clear()
+    ours, theirs = found
+    assert ours.gradients.keys() == theirs.gradients.keys()
+    assert all(torch.equal(ours.gradients[name], value) for name, value in theirs.gradients.items())
+    assert torch.equal(ours.out.loss, theirs.out.loss)

@@ -107,7 +107,7 @@ NETS: dict[str, Any] = {
 }
 MODES = {
     "once": Mode(2, "x", 1, "once"),
-    "twice": Mode(2, "x", 2, "twice"),
+    "twice": Mode(2, "x", 3, "twice"),
     "all": Mode(3, "x", 1, "all"),
     "output": Mode(2, "y", 1, "twice"),
     "output-all": Mode(3, "y", 1, "all"),

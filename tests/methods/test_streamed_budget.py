@@ -13,7 +13,8 @@ from methods import _profile as profile
 from methods._measure import faking
 from methods.streaming.costs import modes_of
 from methods.streaming.parse import parse
-from methods.streaming.plan import Budget, TooSmall, _Planner, rule_widths
+from methods.streaming.plan import SLACK, TOLERANCE, Budget, TooSmall, _Planner, rule_widths
+from methods.streaming.unit import Mode
 from tests.methods.nets import batch, build, conv, lif, loss, over_time, plif
 from tests.methods.test_memory import track
 from tests.methods.test_streamed import SEW, streamed
@@ -35,11 +36,12 @@ class Planned:
             self.planner = _Planner(model, profile.meta_of(x), loss(), widths, PLAIN, mode)
             self.mode = mode
             self.bptt = self.planner._bptt()
-            self.least = self.planner.run(Budget()).peak_bytes
+            self.min = self.planner.run(Budget())
+            self.least = self.min.smallest_bytes
 
-    def chosen(self, limit: int) -> Any:
+    def chosen(self, limit: int | None = None, **how: Any) -> Any:
         with self.mode:
-            return self.planner.run(Budget(bytes=limit))
+            return self.planner.run(Budget(bytes=limit, **how))
 
     def work(self, modes: Any) -> float:
         with self.mode:
@@ -66,6 +68,30 @@ def test_every_budget_is_met_and_more_of_it_is_never_more_work(planned, one, two
 def test_below_the_smallest_there_is_no_plan(planned):
     with pytest.raises(TooSmall, match=f"smallest peak of this model, {planned.least} bytes"):
         planned.chosen(planned.least - 1)
+
+
+def test_a_part_of_bptt_is_met_like_the_same_bytes(planned):
+    part = 1.1 * planned.least / planned.bptt
+    assert planned.chosen(fraction=part) == planned.chosen(int(part * planned.bptt))
+    assert planned.chosen(fraction=part).peak_bytes <= part * planned.bptt
+
+
+def test_min_spares_work_where_the_bytes_are_few(planned):
+    """The smallest possible of this net would save kilobytes by many small chunks."""
+    strict = planned.chosen(planned.least)
+    assert strict.peak_bytes == planned.least == planned.min.smallest_bytes
+    assert planned.least <= planned.min.peak_bytes <= planned.least + max(SLACK, TOLERANCE * planned.least)
+    assert planned.work(planned.min.modes) < planned.work(strict.modes)
+    assert planned.min.added < strict.added
+
+
+def test_work_is_added_by_what_runs_again_alone(planned):
+    with planned.mode:
+        steps, costs = planned.planner._program.steps, planned.planner._costs
+        at_once = sum(costs.added(index, Mode(keep="u")) for index, step in enumerate(steps) if step.unit is not None)
+        again = sum(costs.added(index, Mode(keep="x")) for index, step in enumerate(steps) if step.unit is not None)
+    assert at_once == 0
+    assert again > 0
 
 
 def test_the_programme_finds_the_least_work_of_all_plans(planned):

@@ -139,6 +139,14 @@ def untraceable(model: StagedModel, loss: Loss) -> str | None:
     return unsteppable(model, loss) or _used_twice(model)
 
 
+def untraceable_stages(model: StagedModel, loss: Loss) -> str | None:
+    """As :func:`untraceable`, for methods whose neurons have to be in the stages."""
+    reason = untraceable(model, loss)
+    if reason is None and not neurons(model.stages):
+        return "the model's stages have no LIF or IF neuron"
+    return reason
+
+
 def _problem(module: nn.Module) -> str | None:
     if isinstance(module, (neuron.BaseNode, neuron.SimpleBaseNode)):
         return None if type(module) in (neuron.LIFNode, neuron.IFNode) else "only LIFNode and IFNode have a fixed leak"

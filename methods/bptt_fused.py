@@ -1,9 +1,13 @@
 """BPTT with neurons fused over time: the second baseline, for methods that bring a neuron kernel of their own.
 
 ``u[t] = v[t-1] + (x[t] - v[t-1] + r) / tau``, ``s[t] = H(u[t] - Vth)``, soft or hard reset: the network and its
-gradient are those of :mod:`methods.bptt`. Each LIF, IF and PLIF layer runs as one operator over all ``T`` steps
-(:mod:`methods.kernels.lif_torch` has the equations of both passes), as MELIF does it in the ICLR 2026 paper on
-checkpointing and spike compression.
+gradient are those of :mod:`methods.bptt`. Each LIF, IF and PLIF layer runs as one operator over all ``T`` steps, as
+MELIF does it in the ICLR 2026 paper on checkpointing and spike compression. Its backward, with ``g[t]`` the gradient of
+``s[t]``, ``psi`` the surrogate derivative and ``lam = 1 - 1/tau`` (hard reset to 0, ``Vth = 1``, the input as it is)::
+
+    for t = T .. 1:  d = g[t] psi[t] + r (1 - s[t])   [reset in the graph: - r u[t] psi[t]];  grad x[t] = d;  r <- lam d
+
+:mod:`methods.kernels.lif_torch` has both passes for every reset, leak and way of charging.
 
 Stored per neuron layer: one tensor of the size of its input, the membranes ``u[t]`` (``save=membrane``, MELIF's way) or
 the input itself, from which ``u`` is computed again (``save=input``); never both, nor the spikes, which belong to the

@@ -26,6 +26,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field
 from spikingjelly.activation_based import base, neuron
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ from torch.nn import functional as F
 from harness.contracts import Loss, Options, StagedModel, StepOutput
 from methods._layerwise import LayerWise
 from methods._local import learn_steps, read_out
-from methods._traces import NEURONS, WEIGHTS, leak, neurons, untraceable
+from methods._traces import NEURONS, WEIGHTS, leak, untraceable_stages
 
 READ_OUT_AMPLITUDE = 0.5
 """Weights and biases of a read-out are uniform in +- this / sqrt(inputs): ``lc_ampl`` of the authors' code."""
@@ -111,10 +112,7 @@ class DECOLLE(LayerWise):
 
     def supports(self, model: StagedModel, loss: Loss) -> str | None:
         """None, or which of the needs above is not met."""
-        reason = untraceable(model, loss)
-        if reason is None and not neurons(model.stages):
-            return "the model's stages have no LIF or IF neuron"
-        return reason or super().supports(model, loss)
+        return untraceable_stages(model, loss) or super().supports(model, loss)
 
     def prepare(self, model: StagedModel, example: Tensor, loss: Loss) -> StagedModel:
         """Replace the neurons, put traces before the weights, and attach the read-outs."""
@@ -155,4 +153,6 @@ def _filter(weight: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _smooth_l1(logits: Tensor, target: Tensor) -> Tensor:
-    return F.smooth_l1_loss(logits, F.one_hot(target, logits.shape[-1]).to(logits.dtype))
+    # Not F.one_hot: on a CPU it also reads the labels' range, which fake tensors cannot, so their bytes would differ.
+    classes = torch.arange(logits.shape[-1], device=target.device)
+    return F.smooth_l1_loss(logits, (target.unsqueeze(-1) == classes).to(logits.dtype))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from harness.contracts import Loss, StagedModel, StepOutput
 from methods._local import learn_steps
-from methods._traces import neurons, untraceable
+from methods._traces import untraceable_stages
 from methods.ell import ELL
 from methods.ottt import InputTraces
 
@@ -45,10 +45,7 @@ class FELL(ELL):
 
     def supports(self, model: StagedModel, loss: Loss) -> str | None:
         """None, or which of the needs above is not met."""
-        reason = untraceable(model, loss)
-        if reason is None and not neurons(model.stages):
-            return "the model's stages have no LIF or IF neuron"
-        return reason or super().supports(model, loss)
+        return untraceable_stages(model, loss) or super().supports(model, loss)
 
     def step(self, model: StagedModel, x: Tensor, y: Tensor, loss: Loss, update: Callable[[], None]) -> StepOutput:
         """See :meth:`Method.step`; ``update`` is called once, or ``T`` times."""

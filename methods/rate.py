@@ -94,8 +94,10 @@ class Rate(Method):
 
 
 def _spikes(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits of the spiking pass, float32 or wider: ``dL/do`` is not scaled and would underflow in half precision."""
     with torch.no_grad(), uncached_autocast(x.device):
-        return model(x)
+        logits = model(x)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class _Target:

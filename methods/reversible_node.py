@@ -1,7 +1,12 @@
 """Reversible SNN node (arXiv 2308.08649, seed 001). **Reconstruction**: its printed equations are not available.
 
 Every LIF layer becomes a node of which the input and the membrane before a step follow from the output and the
-membrane after it. :mod:`methods.kernels.reversible_torch` has the six equations, their inverse and the gradient.
+membrane after it. Two groups of its input and membrane, ``a = 1 - 1/tau``, ``b = 1/tau``::
+
+    M1 = a V1 + b X1;  Y1 = H(M1 - Vth) + beta X2;  V1' = (1 - Y1) M1 + alpha V1
+    M2 = a V2 + b Y1;  Y2 = H(M2 - Vth) + beta X1;  V2' = (1 - Y2) M2 + alpha V2
+
+:mod:`methods.kernels.reversible_torch` has their inverse, the gradient through it, and more than two groups.
 ``alpha`` keeps the reset invertible, ``beta`` carries the neighbour's input through the output. Known of the paper:
 the two groups, the order of the equations and of the inverse, the part that ``alpha`` plays, a real-valued output,
 groups along the last dimension. Ours: the rest of the equations, and how more than two groups are coupled.
@@ -16,7 +21,7 @@ node adds nothing that grows with ``T``; the network still does. ``stored`` is p
 
 Needs from the model: LIF neurons only, and an input of each whose last dimension divides into the groups; float32 or
 float64, because the inverse divides by ``beta``: inside autocast the node computes in float32, and half-precision
-models are refused. The inverse is ill-conditioned where ``a (1 - Y) + alpha`` nears 0 (``a = 1 - 1/tau``), so two
+models are refused. The inverse is ill-conditioned where ``a (1 - Y) + alpha`` nears 0, so two
 conditions are enforced: ``alpha <= 1 - a``, and at every step ``beta max|X| < alpha / a``. Rounding still grows while
 a sequence is inverted, and a spike that is decided differently then spoils its neuron's gradient: the plan tells how
 far the inverse ended from the membranes that the sequence had started with.

@@ -32,8 +32,9 @@ from spikingjelly.activation_based import layer, neuron, surrogate
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from harness.contracts import Loss, Options, StagedModel, StepOutput
-from methods._online import Online, Running, learn
+from harness.contracts import Loss, Options, StagedModel
+from methods.bptt_fused import neurons
+from methods.sltt import SLTT
 
 Nodes = Iterator[tuple[str, nn.Module]]
 
@@ -48,17 +49,17 @@ class SJOnlineOptions(Options):
     settings: Literal["default", "paper"] = "default"
 
 
-class SJOnline(Online):
-    """A model whose neurons are replaced by one of SpikingJelly's online nodes."""
+class SJOnline(SLTT):
+    """SLTT's loop on a model whose neurons are replaced by one of SpikingJelly's online nodes."""
 
     options: ClassVar[type[SJOnlineOptions]] = SJOnlineOptions
     node: ClassVar[type[neuron.LIFNode]]
 
     def supports(self, model: StagedModel, loss: Loss) -> str | None:
         """None, or which of the needs above is not met."""
-        if next(_neurons(model), None) is None:
+        if not neurons(model):
             return f"the model has no neuron that {self.node.__name__} could replace"
-        for name, module in _neurons(model):
+        for name, module in neurons(model):
             if type(module) is not neuron.LIFNode:
                 return f"{self.node.__name__} is a LIF neuron, but {name} is a {type(module).__name__}"
         return super().supports(model, loss)
@@ -67,14 +68,6 @@ class SJOnline(Online):
         """Replace the neurons; single-step mode."""
         _replace(model, lambda _: self.node(**self.settings()))
         return super().prepare(model, example, loss)
-
-    def step(self, model: StagedModel, x: Tensor, y: Tensor, loss: Loss, update: Callable[[], None]) -> StepOutput:
-        """See :meth:`Method.step`; gradients of the ``T`` backwards accumulate, ``update`` is called once."""
-        running = Running(x.shape[0])
-        for t in range(x.shape[0]):
-            learn(model, x[t], y, loss, running)
-        update()
-        return running.output()
 
     def finish(self, model: StagedModel) -> nn.Module:
         """The model with ``LIFNode`` of the same settings, in multi-step mode."""
@@ -149,14 +142,9 @@ class SJOTTT(SJOnline):
         return super().finish(model)
 
 
-def _neurons(model: nn.Module) -> Nodes:
-    kinds = (neuron.BaseNode, neuron.SimpleBaseNode)
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, kinds))
-
-
 def _replace(model: nn.Module, make: Callable[[Any], nn.Module]) -> None:
     """Another neuron in the place of each."""
-    new = {node: make(node).train(node.training) for _, node in _neurons(model)}
+    new = {node: make(node).train(node.training) for _, node in neurons(model)}
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in new:
@@ -191,7 +179,7 @@ def _unflattenable(model: StagedModel) -> str | None:
     traced = False
     for name, module in _leaves(model):
         spikes = isinstance(module, neuron.BaseNode)
-        if not spikes and next(_neurons(module), None) is not None:
+        if not spikes and neurons(module):
             return f"OTTTSequential runs a flat sequence, but {name} ({type(module).__name__}) has neurons inside"
         if traced and isinstance(module, _NormBase):
             return f"OTTTSequential runs layers after a neuron twice: {name} would update its statistics twice a step"

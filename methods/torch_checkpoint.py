@@ -22,36 +22,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.contracts import Loss, Method, StagedModel, StepOutput
+from harness.contracts import Loss, StagedModel, StepOutput
 from methods._entry import Memories
-from methods._segment import unsegmentable
+from methods.checkpoint import Checkpoint
 
 
-class TorchCheckpoint(Method):
+class TorchCheckpoint(Checkpoint):
     """``torch.utils.checkpoint`` around every stage."""
 
     name = "torch-checkpoint"
     summary = "torch.utils.checkpoint (non-reentrant) around every stage, recomputed from the state at entry"
     paper = "-"
-    gradient = "exact"
-
-    def __init__(self, options: Any = None) -> None:
-        super().__init__(options)
-        self._segments = 0
-
-    def supports(self, model: StagedModel, loss: Loss) -> str | None:
-        """None, or why the model's stages cannot be recomputed one by one."""
-        return unsegmentable(model)
-
-    def prepare(self, model: StagedModel, example: Tensor, loss: Loss) -> StagedModel:
-        """Nothing is rewritten: state_dict keys stay as they are."""
-        self._segments = len(model.stages)
-        return model
 
     def step(self, model: StagedModel, x: Tensor, y: Tensor, loss: Loss, update: Callable[[], None]) -> StepOutput:
         """See :meth:`Method.step`."""
@@ -64,10 +49,6 @@ class TorchCheckpoint(Method):
         loss.backward(value)
         update()
         return StepOutput(value.detach(), logits.detach().mean(0))
-
-    def plan(self) -> dict[str, Any]:
-        """``segments``: how many stages are checkpointed."""
-        return {"segments": self._segments}
 
 
 Contexts = tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]

@@ -206,7 +206,7 @@ def test_check_reports_every_promise_and_its_exit_code_says_whether_all_were_kep
     odd = conformance.Check("bf16: dropout", None, skipped_reason="no such thing here")
     broken = conformance.Check("saved bytes: dropout", False, "grows with T")
     for results, code in [([kept, odd], 0), ([kept, broken], 1)]:
-        monkeypatch.setattr(conformance, "check", lambda name, results=results: results)
+        monkeypatch.setattr(conformance, "check", lambda name, options, results=results: results)
         said = call("check", "bptt")
         assert said.exit_code == code
         assert said.output.startswith(f"bptt: 1 passed, {code} failed, {1 - code} do not apply")
@@ -217,6 +217,23 @@ def test_check_of_an_unknown_method_is_a_mistake():
     said = call("check", "bptq")
     assert said.exit_code == 2
     assert "bptt" in said.stderr
+
+
+def test_check_takes_a_methods_options(monkeypatch):
+    from harness import conformance
+
+    given = {}
+    monkeypatch.setattr(conformance, "check", lambda name, options: given.update({name: options}) or [])
+    said = call("check", "checkpoint-compress:level=O3:compressor=bit", "sltt-k:k=2", "bptt")
+    assert given == {"checkpoint-compress": {"level": "O3", "compressor": "bit"}, "sltt-k": {"k": 2}, "bptt": {}}
+    assert said.output.startswith("checkpoint-compress:level=O3:compressor=bit: 0 passed")
+
+
+@pytest.mark.parametrize("word", ["checkpoint-compress:levl=O3", "checkpoint-compress:level=O9", "bptt:fast"])
+def test_check_of_a_wrong_option_is_a_mistake(word):
+    said = call("check", word)
+    assert said.exit_code == 2
+    assert f"check {word.split(':')[0]}" in said.stderr or "check" in said.stderr
 
 
 def test_the_resume_command_leaves_fresh_out(monkeypatch):

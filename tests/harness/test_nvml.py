@@ -14,6 +14,8 @@ from harness.devices.replay import Entry, Recorder, Replay
 from harness.diagnosis import examine_device
 
 PID = 4242
+WHOLE = 0xFFFFFFFF
+"""NVML's instance id of a process on a GPU that is not cut up."""
 A, B = "GPU-1111aaaa-0000-0000-0000-000000000001", "GPU-2222bbbb-0000-0000-0000-000000000002"
 MIG = "MIG-3333cccc-0000-0000-0000-000000000003"
 NOT_SUPPORTED, NOT_FOUND, LOST, INVALID = 3, 6, 15, 2
@@ -25,7 +27,7 @@ def entry(function: str, *args: Any, reply: Any = None, error: int | None = None
 
 
 def process(pid: int, held: int | None) -> dict[str, Any]:
-    return {"pid": pid, "usedGpuMemory": held, "gpuInstanceId": None, "computeInstanceId": None}
+    return {"pid": pid, "usedGpuMemory": held, "gpuInstanceId": WHOLE, "computeInstanceId": WHOLE}
 
 
 def gpu(handle: str = "a", uuid: str = A, name: str = "NVIDIA H100", **changes: Entry) -> list[Entry]:

@@ -116,7 +116,9 @@ def test_and_with_standardised_weights():
 @pytest.mark.parametrize("norm", [no_norm, over_time, per_step])
 def test_two_layers_are_close_to_bptt_but_not_equal(norm):
     ours, bptt = both(rate(), shallow(NODES["soft, detached"], norm, layers=2), *static(8), "time_mean")
-    assert 0.99 < cosine(ours.gradients, bptt.gradients) < 1 - 1e-6
+    # methods.md saw 0.999; here 0.99996 without normalisation, 0.9993 and 0.9989 with it.
+    least = 0.999 if norm is no_norm else 0.998
+    assert least < cosine(ours.gradients, bptt.gradients) < 1 - 1e-6
 
 
 @pytest.mark.parametrize("kind", ["per_step", "time_mean"])

@@ -63,7 +63,7 @@ def test_inverse_gives_input_and_membranes_back(count):
     x, v, c = groups(0, count), groups(1, count), coefficients()
     found = inverse(*step(x, v, c), c)
     for ours, theirs in zip([*found.x, *found.v], [*x, *v], strict=True):
-        assert float((ours - theirs).abs().max()) <= 1e-12
+        assert float((ours - theirs).abs().max()) <= 5e-15  # 1.1e-15 seen: an inverse divides roundings by beta = 0.1
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])

@@ -50,7 +50,7 @@ def _row(item: Item, name: str, phase: PhaseResult, labels: Labels) -> list[Cell
         *(text(labels.short(kind, getattr(spec, kind))) for kind in ("method", "model", "data")),
         *(number(value, str(value)) for value in (spec.T, spec.batch, spec.seed)),
         text(spec.loss.kind), text(spec.precision),
-        text(f"{spec.device}, predicted" if spec.predicted else spec.device),
+        text(f"{spec.device}, predicted" if spec.predicted else spec.device_label),
         number(requested, mib(requested or 0), "the error names no bytes"),
         number(phase.seconds, f"{phase.seconds or 0:.1f}", "not known"),
         Cell(reason, short, reason if short != reason else ""),

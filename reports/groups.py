@@ -183,7 +183,7 @@ def _group_order(group: Group) -> tuple[Any, ...]:
     spec = group.spec
     return (
         group.stale, spec.predicted, spec.profile, spec.device, spec.model.label, spec.data.label, spec.loss.kind,
-        spec.precision, spec.T, spec.batch, group.normalisation or "", recipe_line(spec.recipe),
+        spec.precision, spec.T, spec.batch, spec.devices, group.normalisation or "", recipe_line(spec.recipe),
         group.record.fingerprint,
     )  # fmt: skip
 

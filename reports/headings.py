@@ -31,7 +31,7 @@ def facts(group: Group, labels: Labels) -> dict[str, str | int]:
         "batch": spec.batch,
         "loss": f"{spec.loss.kind} {spec.loss.criterion}{numbers}",
         "precision": spec.precision,
-        "device": spec.device,
+        "device": spec.device_label,
         "normalisation": group.normalisation or "unknown",
         "recipe": recipe_line(spec.recipe),
         "profile": spec.profile,
@@ -50,7 +50,7 @@ class Headings:
 
     def __init__(self, groups: Sequence[Group], labels: Labels) -> None:
         self.labels = labels
-        every = [facts(group, labels) for group in groups]
+        self._every = every = [facts(group, labels) for group in groups]
         names = every[0] if every else {}
         self.values = {name: sorted({line[name] for line in every}, key=lambda v: (str(type(v)), v)) for name in names}
         """The values of each fact on the page."""
@@ -59,16 +59,18 @@ class Headings:
         """A letter for each fingerprint; the provenance section explains them."""
 
     def title(self, group: Group, without: Sequence[str] = ()) -> str:
-        """Model, data, T and batch, and what else varies on the page.
+        """Model, data, T and batch, and what else tells the group from the page's others of the same.
 
         Args:
             group: the group.
             without: facts to leave out, where a figure runs over them.
         """
         line = facts(group, self.labels)
+        shown = [name for name in ALWAYS if name not in without]
+        like = [other for other in self._every if all(other[name] == line[name] for name in shown)]
         parts = []
         for name, value in line.items():
-            if name in without or (name not in ALWAYS and len(self.values[name]) < 2):
+            if name in without or (name not in ALWAYS and len({other[name] for other in like}) < 2):
                 continue
             parts.append(self._say(name, value))
         return " \u00b7 ".join(part for part in parts if part)

@@ -6,10 +6,14 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Literal
 
+from pydantic import JsonValue
+
 from harness.spec import CellSpec, Ref
 
 Kind = Literal["method", "model", "data"]
 KINDS: tuple[Kind, ...] = ("method", "model", "data")
+LAYERS = 5
+"""Entries from which on a list is written without brackets and quotes."""
 
 
 class Labels:
@@ -42,12 +46,22 @@ class Labels:
             kind: which axis it is on.
             ref: the plugin, one of those given to the constructor.
         """
-        keep = {key: value for key, value in ref.options.items() if key in self._varying[kind, ref.name]}
+        varying = self._varying[kind, ref.name]
+        keep = {key: _brief(value) for key, value in ref.options.items() if key in varying}
         return Ref(name=ref.name, options=keep).label
 
     def place(self, label: str) -> int:
         """A method label's place in :attr:`methods`."""
         return self.methods.index(label)
+
+
+def _brief(value: JsonValue) -> JsonValue:
+    """An option as a heading can hold it: a network's layers as ``64-128-A``, a float without its last digits."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, list) and len(value) >= LAYERS:
+        return "-".join(map(str, value))
+    return value
 
 
 def _varying(refs: list[Ref]) -> set[str]:

@@ -51,9 +51,15 @@ def byte_count(field: Bytes) -> Measure:
         others = {getattr(memory_of(other), field) for other in row.with_block("memory").values()} - {None, value}
         spread = f"; other seeds {mib(min(others))} to {mib(max(others))} MiB" if others else ""
         kernels = f"; {memory_of(item).kernel_path}" if field == "peak_live_bytes" else ""
-        return Cell(value, mib(value), f"{value:,} bytes{spread}{kernels}", item)
+        return Cell(value, mib(value), f"{value:,} bytes{spread}{_by_rank(item, field)}{kernels}", item)
 
     return measure
+
+
+def _by_rank(item: Item, field: Bytes) -> str:
+    """What each process of a cell of several devices held, where it is known."""
+    held = [(one.rank, getattr(one, field, None)) for one in memory_of(item).ranks]
+    return "".join(f"; rank {rank}: {mib(value)} MiB" for rank, value in held if value is not None)
 
 
 def byte_ratio(field: Bytes) -> Measure:
@@ -100,7 +106,7 @@ def step_time(group: Group, row: Row) -> Cell:
     title = (
         f"median of {len(timing.samples_s)} steps; interquartile range {milliseconds(timing.iqr_s)} ms; 95 % interval "
         f"{milliseconds(timing.ci_low_s)} to {milliseconds(timing.ci_high_s)} ms; {timing.samples_per_s:.1f} samples/s"
-    )
+    ) + "".join(f"; rank {one.rank}: {milliseconds(one.step_time_s)} ms" for one in timing.ranks)
     why = "; ".join(timing.disturbances) or f"coefficient of variation {timing.cv:.3f}, drift {timing.drift:+.3f}"
     marks: dict[str, str] = {} if timing.verdict == "stable" else {timing.verdict: why}
     extra = {"verdict": timing.verdict, "low": timing.ci_low_s, "high": timing.ci_high_s}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -43,7 +43,7 @@ def overview(items: Sequence[Item], superseded: int, about: About, labels: Label
     """
     counts = Counter(item.record.status for item in items)
     statuses = [(status, counts[status]) for status in STATUSES if counts[status]]
-    return Overview(statuses, list(_lines(items, superseded, about, labels)), _warnings(items, about))
+    return Overview(statuses, list(_lines(items, superseded, about, labels)), _warnings(items, about, labels))
 
 
 def _lines(items: Sequence[Item], superseded: int, about: About, labels: Labels) -> Iterator[tuple[str, str]]:
@@ -80,7 +80,7 @@ def _profiles(records: Iterable[Record]) -> str:
     return ", ".join(f"{count} in profile {name} ({where})" for (name, where), count in counts.items()) or "nothing"
 
 
-def _warnings(items: Sequence[Item], about: About) -> list[str]:
+def _warnings(items: Sequence[Item], about: About, labels: Labels) -> list[str]:
     found = [f"Profile {name} is a substitute: {what}" for name, what in about.substitutes.items()
              if any(item.record.spec.profile == name for item in items)]  # fmt: skip
     stale = sum(item.stale for item in items)
@@ -95,8 +95,17 @@ def _warnings(items: Sequence[Item], about: About) -> list[str]:
     changed = sum(item.record.provenance.get("suite_sha256") not in (None, about.sha256) for item in items)
     if changed and about.sha256:
         found.append(f"The suite's file has changed since {changed} of the records were made.")
-    variants = {(r.spec.data.label, str(r.data["variant"])) for r in (i.record for i in items) if r.data.get("variant")}
-    return found + [f"Data {label}: {variant}." for label, variant in sorted(variants)]
+    return found + list(_variants((item.record for item in items), labels))
+
+
+def _variants(records: Iterable[Record], labels: Labels) -> Iterator[str]:
+    """Data that are not the published ones, those with the same reason in one sentence."""
+    reasons: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        if variant := record.data.get("variant"):
+            reasons[str(variant)].add(labels.short("data", record.spec.data))
+    for variant, names in sorted(reasons.items(), key=lambda pair: sorted(pair[1])):
+        yield f"Data {', '.join(sorted(names))}: {variant}."
 
 
 def method_list(items: Sequence[Item], labels: Labels) -> Grid:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from reports import environments, failures, fits, overview, prediction, short
+from reports import allocator, environments, failures, fits, overview, prediction, short
 from reports.about import About
 from reports.claims import judge, load
 from reports.claims.table import claim_grid
@@ -58,7 +58,8 @@ def render(suite: Suite, out: Path, others: Iterable[str] = ()) -> str:
         out: folder of the page, which links to records are relative to.
         others: problems to report on the page, one line each (unreadable files).
     """
-    links = {item.path: href(item.path, out) for item in suite.items}
+    files = [*suite.items, *allocator.snapshots(suite.items)]
+    links = {item.path: href(item.path, out) for item in files}
     return (
         environment(links)
         .get_template("page.html.j2")
@@ -102,6 +103,10 @@ def sections(suite: Suite) -> list[Section]:
         Section("predicted", "Predicted against measured", "The same cells under fake tensors and for real. On a CPU "
                 "both must agree to the byte.", [prediction.predictions(fresh, labels)],
                 empty="No cell was both predicted and measured."),
+        Section("allocator", "Ledger against allocator", "Steps that ran on a GPU: the ledger's peak beside that of CUDA's "
+                "caching allocator; what the allocator's rounding and cuBLAS's workspaces explain of the difference, and "
+                "what they do not (cuDNN's workspaces, mostly).", [allocator.allocator(fresh, labels)],
+                empty="No cell was measured on a GPU."),
         Section("methods", "Methods", "What each method promises; options are those of the first record.",
                 [overview.method_list(items, labels)]),
         Section("omissions", "What was left out", "Metrics that the records hold as null, with their reasons.",

@@ -8,7 +8,7 @@ from functools import partial
 
 from markupsafe import Markup
 
-from reports.figures import curves, layers, modules, pareto, scaling, timeline
+from reports.figures import curves, layers, modules, options, pareto, scaling, timeline
 from reports.figures.base import Drawing, Key, Scene
 from reports.figures.style import styled
 from reports.figures.svg import inline
@@ -80,10 +80,14 @@ class Kind:
 
 
 KINDS = (
-    Kind("over-t", "Memory over T", "Bytes of one training step as the number of time steps grows, the rest the same.",
+    Kind("over-t", "Memory over T", "Bytes of one training step as the number of time steps grows, the rest the same; "
+         "below, how many times less than the baseline's, and dotted what a paper claims of that ratio.",
          partial(scaling.draw, axis="T"), "No method was measured at two or more values of T."),
-    Kind("over-batch", "Memory over batch", "Bytes of one training step as the batch grows, the rest the same.",
+    Kind("over-batch", "Memory over batch", "Bytes of one training step as the batch grows, the rest the same; below, how "
+         "many times less than the baseline's, and dotted what a paper claims of that ratio.",
          partial(scaling.draw, axis="batch"), "No method was measured at two or more batch sizes."),
+    Kind("options", "Over a method's option", "One method with one of its numbers changed, the rest the same: what the "
+         "option costs and brings.", options.draw, "No method was measured at three or more values of an option."),
     Kind("pareto", "Memory, accuracy, speed", "Left and up is better for accuracy, left and down for time. The dashed "
          "line joins the methods that no other beats in both; bars are 95 % t-intervals over seeds.", pareto.draw,
          "No group has two methods with bytes and either accuracy or time."),

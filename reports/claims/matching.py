@@ -100,6 +100,8 @@ def _differences(claim: Claim, record: Record) -> Iterator[str]:
             yield f"{name} = {ours}, not {published}"
     if setting.precision is not None and spec.precision not in setting.precision:
         yield f"{spec.precision}, not {' or '.join(setting.precision)}"
+    if spec.devices > 1:
+        yield f"a batch shared by {spec.devices} devices"
 
 
 def _options(given: dict[str, Any], wanted: Plugin) -> str:

@@ -1,8 +1,12 @@
-"""Bytes over T or over batch, a line a method; what failed is a cross at the upper edge."""
+"""Bytes over T or over batch, a line a method, and below them how many times less than the baseline's.
+
+What failed is a cross at the upper edge; what a paper claims of such a ratio is a dotted line.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Literal
 
 import pandas as pd
@@ -11,14 +15,22 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from reports.cells import MIB
+from reports.figures import published
 from reports.figures.base import MOST, Drawing, Key, Scene
 from reports.figures.style import Mark, canvas, finish, tag
 from reports.groups import Item, context
+from reports.measures import byte_ratio
 from reports.tables import Line, Table, where_failed
 
 Axis = Literal["T", "batch"]
 PANELS = (("peak_live_bytes", "peak live bytes"), ("saved_bytes", "bytes saved by the forward"))
+RATIOS = (
+    ("peak_less", "baseline's peak / this peak", "memory_less"),
+    ("saved_less", "baseline's saved / these", "node_memory_less"),
+)
+"""Below each panel of bytes: the point's key, the title, and the claims' metric that it is drawn with."""
 NAMES: dict[Axis, str] = {"T": "time steps T", "batch": "batch size"}
+saved_less = byte_ratio("saved_bytes")
 
 
 def draw(scene: Scene, axis: Axis) -> tuple[list[Drawing], str]:
@@ -33,12 +45,14 @@ def draw(scene: Scene, axis: Axis) -> tuple[list[Drawing], str]:
         series[context(table.group.record, axis), table.group.normalisation].append(table)
     runs = [tables for tables in series.values() if len({getattr(t.group.spec, axis) for t in tables}) > 1]
     runs = [tables for tables in runs if _points(scene, tables, axis)["peak_live_bytes"].notna().any()]
+    # Those that run over most values first: where space ends, they tell most.
+    runs.sort(key=lambda tables: -len({getattr(t.group.spec, axis) for t in tables}))
     note = f"Not drawn, for space: {len(runs) - MOST} further contexts." if len(runs) > MOST else ""
     return [_one(scene, tables, axis) for tables in runs[:MOST]], note
 
 
 def _points(scene: Scene, tables: list[Table], axis: Axis) -> pd.DataFrame:
-    """One line a method and value: bytes, and how the memory phase failed."""
+    """One line a method and value: bytes, their ratio to the baseline's, and how the memory phase failed."""
     lines = []
     for table in tables:
         for line in table.lines:
@@ -53,8 +67,11 @@ def _points(scene: Scene, tables: list[Table], axis: Axis) -> pd.DataFrame:
             for key, _ in PANELS:
                 value = line.cell(key).value
                 point[key] = value / MIB if isinstance(value, (int, float)) else None
+            if line.row.spec.method.name != line.row.spec.baseline:
+                point["peak_less"] = line.cell("peak_less").value
+                point["saved_less"] = saved_less(table.group, line.row).value
             lines.append(point)
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=[axis, "label", "place", "failed", *(key for key, *_ in (*PANELS, *RATIOS))])
 
 
 def _worst(line: Line) -> Item:
@@ -65,16 +82,37 @@ def _worst(line: Line) -> Item:
 def _one(scene: Scene, tables: list[Table], axis: Axis) -> Drawing:
     points = _points(scene, tables, axis)
     points = points[points["peak_live_bytes"].notna() | points["failed"].notna()]
-    figure, axes = canvas(len(PANELS))
+    ratios = [each for each in RATIOS if points[each[0]].notna().any()]
+    figure, axes = canvas(len(PANELS), rows=2 if ratios else 1)
     tips: dict[str, str] = {}
-    for ax, (key, name) in zip(axes, PANELS, strict=True):
+    values = sorted(points[axis].unique())
+    for ax, (key, name) in zip(axes, PANELS, strict=False):
         _lines(ax, points, axis, key)
         tips |= _crosses(ax, points, axis, len(tips))
-        _scale(ax, sorted(points[axis].unique()))
+        scale(ax, values)
         finish(ax, name, NAMES[axis], "MiB")
+    lines = [line for table in tables for line in table.lines]
+    for ax, (key, name, metric) in zip(axes[len(PANELS) :], ratios, strict=False):
+        _lines(ax, points, axis, key)
+        published.draw(ax, published.of_ratio(lines, metric))
+        scale(ax, values)
+        finish(ax, name, NAMES[axis], "times less")
+    for ax in axes[len(PANELS) + len(ratios) :]:
+        ax.set_visible(False)
     keys = [Key(label, place) for label, place in sorted(set(zip(points["label"], points["place"], strict=True)))]
-    note = "A cross at the upper edge is a cell that failed; point at it for the reason." if tips else ""
-    return Drawing(scene.headings.title(tables[0].group, without=(axis,)), figure, keys, tips, note)
+    return Drawing(
+        scene.headings.title(tables[0].group, without=(axis,)), figure, keys, tips, _note(lines, tips, ratios)
+    )
+
+
+def _note(lines: Sequence[Line], tips: dict[str, str], ratios: Sequence[object]) -> str:
+    said = []
+    if ratios:
+        bases = sorted({line.row.spec.baseline for line in lines})
+        said.append(f"Ratios against {' or '.join(bases)}, as in the tables.")
+    if tips:
+        said.append("A cross at the upper edge is a cell that failed; point at it for the reason.")
+    return " ".join(said)
 
 
 def _lines(ax: Axes, points: pd.DataFrame, axis: Axis, key: str) -> None:
@@ -104,8 +142,13 @@ def _crosses(ax: Axes, points: pd.DataFrame, axis: Axis, before: int) -> dict[st
     return tips
 
 
-def _scale(ax: Axes, values: list[int]) -> None:
-    """Powers of two evenly spaced, a tick at every measured value, bytes from zero."""
+def scale(ax: Axes, values: Sequence[int]) -> None:
+    """Powers of two evenly spaced, a tick at every measured value, bytes from zero.
+
+    Args:
+        ax: a panel.
+        values: what was measured.
+    """
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_locator(FixedLocator(values))
     ax.xaxis.set_major_formatter(ScalarFormatter())

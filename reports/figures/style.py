@@ -91,22 +91,25 @@ def styled() -> Iterator[None]:
         yield
 
 
-def canvas(columns: int = 1, width: float = WIDTH, height: float = HEIGHT, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure with a row of panels.
+def canvas(
+    columns: int = 1, width: float = WIDTH, height: float = HEIGHT, rows: int = 1, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure with panels, and these row by row.
 
     Args:
-        columns: number of panels.
+        columns: number of panels in a row.
         width: of one panel, inches.
-        height: inches.
+        height: of one panel, inches.
+        rows: number of rows.
         options: for ``Figure.subplots``.
     """
-    figure = Figure(figsize=(width * columns, height), layout="constrained")
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     FigureCanvasSVG(figure)
-    axes = figure.subplots(1, columns, squeeze=False, **options)[0]
+    axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
     for ax in axes:
         ax.grid(axis="y")
         ax.set_axisbelow(True)
-    return figure, list(axes)
+    return figure, axes
 
 
 def finish(ax: Axes, title: str, x: str, y: str) -> None:

@@ -47,6 +47,7 @@ TINY = {
     "convnet": ({"channels": [4]}, (2, 8, 8), {"norm": "per_step"}),
     "mlp": ({"hidden": [6]}, (5,), {"norm": "per_step"}),
     "nf-resnet": ({"depth": 18, "width": 4, "zero_init": False}, (3, 32, 32), {}),
+    "node": ({}, (6,), {}),
     "preact-resnet": ({"width": 4}, (3, 16, 16), {"norm": "per_step"}),
     "qkformer": ({"depths": [1, 1, 1], "width": 16, "heads": [1, 1, 2]}, (3, 16, 16), {"norm": "per_step"}),
     "rev-resnet": ({"blocks": [1], "widths": [4]}, (3, 8, 8), {"norm": "per_step"}),

@@ -23,8 +23,8 @@ redoes the forward.
 
 Needs from the model: as :mod:`methods.checkpoint`. Stages are taken apart by ``torch.fx``
 (:mod:`methods.streaming.parse`): what is no convolution or linear layer with a fusable neuron, nor a sum of two values,
-runs as a checkpointed piece with packed input (dropout too: its masks are drawn once for the whole batch); the plan
-names these pieces and says why.
+nor attention between spiking layers (:mod:`methods.streaming.functions`), runs as a checkpointed piece with packed
+input (dropout too: its masks are drawn once for the whole batch); the plan names these pieces and says why.
 """
 
 from __future__ import annotations

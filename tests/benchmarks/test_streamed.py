@@ -19,6 +19,22 @@ from harness.spec import CellSpec, LossSpec, Recipe
 
 VGG = {"cfg": [64, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"], "dropout": 0.0}
 DEEP = {
+    "Spikformer-8-512": (
+        "spikformer",
+        {"pooling": "after_neuron", "surrogate": "atan", "decay_input": False, "attention_threshold": 1.0},
+        [3, 224, 224],
+        1000,
+        4,
+        32,
+    ),
+    "QKFormer-10-512": (
+        "qkformer",
+        {"surrogate": "atan", "decay_input": False, "attention_threshold": 1.0},
+        [3, 224, 224],
+        1000,
+        4,
+        32,
+    ),
     "SEW-ResNet-34": ("sew-resnet", {"depth": 34}, [3, 224, 224], 1000, 4, 32),
 }
 BOUNDS = {("min", "bptt"): 1.25, ("min", "bptt-fused"): 1.6, ("0.5x", "bptt"): 1.0, ("0.5x", "bptt-fused"): 1.15}

@@ -93,7 +93,7 @@ def test_measuring_explains_every_field_of_the_memory_block() -> None:
 
 def test_fields_that_measuring_names_exist() -> None:
     known = {"timeout_s", "prepare"}
-    for block in (record.Memory, record.Timing, record.Fidelity, record.Training, record.Record):
+    for block in (record.Memory, record.Timing, record.Fidelity, record.Training, record.Distributed, record.Record):
         known |= set(block.model_fields)
     named = set(re.findall(r"`([a-z]+(?:_[a-z0-9]+)+)`", text("measuring.md")))
     assert named - known == {"per_step", "time_mean"}

@@ -12,6 +12,7 @@ from harness import registry
 from harness.contracts import StagedModel
 from harness.memory import measure
 from harness.predict import convert, predict
+from harness.record import Split
 from harness.spec import CellSpec, LossSpec, Recipe
 from tests.harness.benches import counted, make_spec, predicted, supported
 
@@ -33,10 +34,21 @@ def test_prediction_equals_the_measured_bytes(method: str, variant: str) -> None
     assert whole is not None
     assert fake_whole is not None
     assert fake.peak_live_bytes == real.peak_live_bytes
-    assert fake.split == real.split
     assert fake.saved_bytes == real.saved_bytes
+    if trainer.method.abridged:
+        # Fewer chunks make fewer events, and which of a chunk's tensors outlive the forward depends on the chunk.
+        assert merged(fake.split) == merged(real.split)
+        return
+    assert fake.split == real.split
     if spec.precision == "fp32":  # fake batch norm casts its statistics one operator later under autocast
         assert fake_whole.timeline == whole.timeline
+
+
+def merged(split: Split) -> dict[str, int]:
+    """The split with activations and temporaries in one, as ``peak_activation_bytes`` has them."""
+    found = split.model_dump()
+    found["activations"] += found.pop("temporaries")
+    return found
 
 
 @pytest.mark.parametrize("norm", ["over_time", "per_step", "none"])

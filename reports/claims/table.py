@@ -26,6 +26,8 @@ PLAIN = (
     "measured", "measured_ratio", "measured_verdict", "device",
 )  # fmt: skip
 """Columns of the CSV: raw values in the store's units."""
+FUSED = ("bptt-fused", "checkpoint-compress-fused")
+"""Methods on our fused neuron, which is MELIF's idea: one tensor a layer is kept."""
 
 
 def claim_grid(judged: Sequence[Judged]) -> Grid:
@@ -80,7 +82,7 @@ def kernel_marks(claim: Claim, side: Side) -> dict[str, str]:
     if kernel == "unknown" or side.match is None or side.match.item.record.memory is None:
         return {}
     ours = side.match.item.record.memory.kernel_path
-    if kernel == "PTLIF" or (kernel == "MELIF" and claim.entry.method.name == "bptt-fused"):
+    if kernel == "PTLIF" or (kernel == "MELIF" and claim.entry.method.name in FUSED):
         return {}
     return {"kernel": f"published with {kernel} neurons; ours: {ours}"}
 

@@ -61,7 +61,7 @@ pack() {
 keep() {
   mkdir -p "$site/extra"
   find "$store" -name '*.pickle' -size +4M -printf '%P\n' 2>/dev/null | sed 's,^,./,' >"$site/large"
-  tar -C "$store" --exclude='*.parquet' --exclude='.partial' --exclude-from="$site/large" -czf "$site/records.tgz" . \
+  tar -C "$store" --exclude='*.parquet' --exclude='.partial' --exclude='.runs' --exclude-from="$site/large" -czf "$site/records.tgz" . \
     -C "$site" extra && mv -f "$site/records.tgz" "$out/records.tgz"
 }
 # stage SECONDS NAME COMMAND...: at most that long, never beyond the deadline; a failure is noted and the rest goes on

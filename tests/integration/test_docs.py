@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from harness import fidelity, ledger, record, registry, suite, timing
 from harness.spec import LossSpec, Recipe
+from harness.store import Store
 from harness.suite.schema import Grid, Header, Profile
 from reports.stats import EQUIVALENCE_MARGIN
 from tests.integration.pages import DOCS, ROOT, blocks
@@ -40,6 +41,25 @@ def test_the_index_names_every_page() -> None:
 def test_the_tables_of_methods_are_the_registrys() -> None:
     script = runpy.run_path(str(ROOT / "scripts" / "methods_page.py"))
     assert text("methods.md") == script["page"](text("methods.md")), "run: python scripts/methods_page.py"
+
+
+def test_the_table_of_the_readme_is_the_reference_stores() -> None:
+    page = (ROOT / "README.md").read_text("utf-8")
+    heads, _, *rows = [line for line in page.splitlines() if line.startswith("| network") or line.startswith("|---|---:")
+                       or re.match(r"\| `[a-z-]+` \(", line)]  # fmt: skip
+    methods = re.findall(r"`([^`]+)`", heads)
+    found = {}
+    for _, kept in Store(ROOT / "results" / "reference" / "predicted").records("imagenet"):
+        spec, options = kept.spec, kept.spec.model.options
+        if options.get("norm") == "over_time" and options.get("pooling") != "before_neuron" and kept.memory is not None:
+            level = spec.method.options.get("level")
+            name = f"{spec.method.name}(level={level})" if level else spec.method.name
+            if spec.method.options.get("budget") in (None, "min"):
+                found[spec.model.name, name] = kept.memory.peak_live_bytes
+    assert len(rows) == 3
+    for row in rows:
+        model = re.findall(r"`([a-z-]+)`", row)[0]
+        assert [int(n) for n in re.findall(r"\| (\d+)", row)] == [round(found[model, m] / 2**20) for m in methods]
 
 
 def test_every_method_of_this_package_is_in_the_tables() -> None:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Literal
 
 from harness.record import Fidelity, Memory, Timing
+from harness.stats import EQUIVALENCE_MARGIN, equivalence, paired_difference, t_interval
 from reports.cells import Cell, absent, mib, milliseconds, missing, percent, points, science, times
 from reports.groups import Group, Item, Row
-from reports.stats import EQUIVALENCE_MARGIN, equivalence, paired_difference, t_interval
 
 Bytes = Literal[
     "peak_live_bytes", "peak_activation_bytes", "saved_bytes", "cuda_allocated_bytes", "host_peak_bytes"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from harness.stats import EQUIVALENCE_MARGIN
 from reports import allocator, environments, failures, fits, overview, prediction, short
 from reports.about import About
 from reports.claims import judge, load
@@ -19,7 +20,6 @@ from reports.headings import Headings
 from reports.labels import Labels
 from reports.links import href
 from reports.sections import Section, figure_sections
-from reports.stats import EQUIVALENCE_MARGIN
 from reports.tables import COLUMNS, Table, method_table
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from harness.stats import EQUIVALENCE_MARGIN
 from reports.cells import Cell, mib, milliseconds
 from reports.headings import Headings
-from reports.stats import EQUIVALENCE_MARGIN
 from reports.tables import COLUMNS, Line, Table
 from reports.view import Grid, Head, text, without_unasked
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from harness.provenance import fingerprint
 from harness.record import Fidelity, Record, Timing
+from harness.stats import EQUIVALENCE_MARGIN
 
 Metric = Literal["peak", "saved", "allocated", "time", "fidelity", "accuracy"]
 METRICS: tuple[Metric, ...] = ("peak", "saved", "allocated", "time", "fidelity", "accuracy")
@@ -42,7 +43,7 @@ class Limits:
     """
 
     threshold: float = 0.05
-    margin: float = 0.01
+    margin: float = EQUIVALENCE_MARGIN
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-from scipy import stats
+from statistics import fmean
 
 from harness.compare.measures import Delta, Interval, Limits, Verdict
 from harness.record import Record
+from harness.stats import Interval as Spread
+from harness.stats import paired_difference
 
-CONFIDENCE = 0.95
-"""Coverage of the interval of the mean difference, as in the reports."""
 Group = tuple[str, str]
 """A suite, and a cell's identity without its seed."""
 
@@ -56,14 +54,14 @@ def accuracy(before: Trained, after: Trained, limits: Limits) -> Delta | None:
         limits: the margin.
     """
     seeds = sorted(before.accuracies.keys() & after.accuracies.keys())
-    if not seeds:
+    difference = paired_difference(after.accuracies, before.accuracies)
+    if difference is None:
         return None
-    one, other = (math.fsum(side.accuracies[seed] for seed in seeds) / len(seeds) for side in (before, after))
+    one, other = (fmean(side.accuracies[seed] for seed in seeds) for side in (before, after))
     note = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     if before.data != after.data:
         return Delta("accuracy", one, other, "not compared", note=f"{note}; the data differ")
-    differences = [after.accuracies[seed] - before.accuracies[seed] for seed in seeds]
-    verdict, interval = _verdict(differences, limits)
+    verdict, interval = _verdict(difference, limits)
     return Delta("accuracy", one, other, verdict, "", interval, interval, note)
 
 
@@ -75,22 +73,11 @@ def _trained(records: Sequence[Record]) -> Trained:
     return Trained(found, frozenset(str(record.data.get("sha256")) for record in same))
 
 
-def _verdict(differences: Sequence[float], limits: Limits) -> tuple[Verdict, Interval | None]:
-    mean = math.fsum(differences) / len(differences)
-    interval = _interval(differences)
+def _verdict(difference: Spread, limits: Limits) -> tuple[Verdict, Interval | None]:
+    low, high, mean = difference.low, difference.high, difference.mean
+    interval = None if low is None or high is None else (low, high)
     if abs(mean) <= limits.margin:
         return "same", interval
     if interval is not None and interval[0] <= 0 <= interval[1]:
         return "changed", interval
     return ("worse" if mean < 0 else "better"), interval
-
-
-def _interval(differences: Sequence[float]) -> Interval | None:
-    """Student's interval of the mean; None for a single value."""
-    if len(differences) < 2:
-        return None
-    if min(differences) == max(differences):  # no spread, and no interval of scale 0 in scipy
-        return differences[0], differences[0]
-    mean = math.fsum(differences) / len(differences)
-    low, high = stats.t.interval(CONFIDENCE, len(differences) - 1, loc=mean, scale=stats.sem(differences))
-    return float(low), float(high)

@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from harness.record import Epoch
+from harness.stats import Interval, t_interval
 from reports.figures.base import Drawing, Scene, choose
 from reports.figures.style import Mark, canvas, finish, tag
-from reports.stats import Interval, t_interval
 from reports.tables import Line, Table
 
 

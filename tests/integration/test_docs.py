@@ -14,9 +14,9 @@ from pydantic import BaseModel
 
 from harness import fidelity, ledger, record, registry, suite, timing
 from harness.spec import LossSpec, Recipe
+from harness.stats import EQUIVALENCE_MARGIN
 from harness.store import Store
 from harness.suite.schema import Grid, Header, Profile
-from reports.stats import EQUIVALENCE_MARGIN
 from tests.integration.pages import DOCS, ROOT, blocks
 
 PAGES = sorted(DOCS.glob("*.md"))

@@ -8,7 +8,7 @@ import pytest
 
 import snnbench
 from harness import registry
-from reports.stats import EQUIVALENCE_MARGIN, equivalence, paired_difference
+from harness.stats import EQUIVALENCE_MARGIN, equivalence, paired_difference
 from tests.harness.benches import QUICK
 from tests.methods.test_assertions import NETS, registered
 

@@ -1,12 +1,10 @@
 """The command, its files and its errors; and that reports stay within their walls."""
 
-import ast
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-import reports
 from harness.errors import UsageError
 from harness.store import Store
 from reports.about import about, parse
@@ -119,20 +117,3 @@ def test_about_reads_title_and_substitutes():
     found = parse("q", text)
     assert (found.title, found.description, dict(found.substitutes)) == ("Quick", "a b", {"cpu": "8x8"})
     assert parse("q", b"[suite").problem
-
-
-def test_reports_import_only_what_they_may():
-    allowed = {
-        "harness.cli.table",
-        "harness.store",
-        "harness.record",
-        "harness.spec",
-        "harness.errors",
-        "harness.validation",
-    }
-    for file in Path(reports.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            ours = {n for n in names if n.split(".")[0] in ("harness", "methods", "suites", "snnbench", "torch")}
-            assert ours <= allowed, file

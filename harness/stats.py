@@ -10,7 +10,7 @@ from typing import Literal
 from scipy import stats
 
 CONFIDENCE = 0.95
-"""Coverage of every interval in the reports."""
+"""Coverage of every interval over seeds."""
 EQUIVALENCE_MARGIN = 0.01
 """Accuracies (fractions) that differ by less than one percentage point count as equivalent; every table states it."""
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from reports.stats import Interval, equivalence, paired_difference, t_interval
+from harness.stats import Interval, equivalence, paired_difference, t_interval
 
 
 def test_interval_of_four_values():

@@ -27,16 +27,16 @@ class Labels:
     """
 
     def __init__(self, specs: Iterable[CellSpec]) -> None:
+        specs = list(specs)
         seen: dict[tuple[Kind, str], dict[str, Ref]] = defaultdict(dict)
+        self._baselines: dict[str, set[str]] = defaultdict(set)
         for spec in specs:
+            self._baselines[spec.method.label].add(spec.baseline)
             for kind in KINDS:
                 ref: Ref = getattr(spec, kind)
                 seen[kind, ref.name].setdefault(ref.label, ref)
         self._varying = {key: _varying(list(refs.values())) for key, refs in seen.items()}
-        methods = {
-            self.short("method", ref) for (kind, _), refs in seen.items() if kind == "method" for ref in refs.values()
-        }
-        self.methods = sorted(methods)
+        self.methods = sorted({self.method(spec) for spec in specs})
         """All method labels in order; a label's place is its colour and marker."""
 
     def short(self, kind: Kind, ref: Ref) -> str:
@@ -49,6 +49,15 @@ class Labels:
         varying = self._varying[kind, ref.name]
         keep = {key: _brief(value) for key, value in ref.options.items() if key in varying}
         return Ref(name=ref.name, options=keep).label
+
+    def method(self, spec: CellSpec) -> str:
+        """The label of a cell's method, with its baseline where the page has it against several.
+
+        Args:
+            spec: one of those given to the constructor.
+        """
+        label = self.short("method", spec.method)
+        return f"{label} against {spec.baseline}" if len(self._baselines[spec.method.label]) > 1 else label
 
     def place(self, label: str) -> int:
         """A method label's place in :attr:`methods`."""

@@ -117,7 +117,7 @@ def method_list(items: Sequence[Item], labels: Labels) -> Grid:
     """
     first: dict[str, Record] = {}
     for item in items:
-        label = labels.short("method", item.record.spec.method)
+        label = labels.method(item.record.spec)
         if label not in first or (item.record.method and not first[label].method):
             first[label] = item.record
     heads = [Head("method"), Head("full name"), Head("ratios against"), Head("gradient"), Head("model"),

@@ -150,7 +150,7 @@ def method_table(group: Group, labels: Labels) -> Table:
         labels: short names for the page.
     """
     lines = [
-        Line(row, labels.short("method", row.spec.method), tuple(column.measure(group, row) for column in COLUMNS))
+        Line(row, labels.method(row.spec), tuple(column.measure(group, row) for column in COLUMNS))
         for row in group.rows
     ]
     return Table(group, tuple(lines))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -58,8 +59,9 @@ class _Expander:
             (f"{self.place}.recipe", self.grid.recipe),
             ("defaults.recipe", self.defaults.recipe),
         ]
-        self.predicted = bool(self._flag("predicted"))
-        self.every_seed = bool(self._flag("every_seed"))
+        self.predicted = bool(self._own("predicted"))
+        self.every_seed = bool(self._own("every_seed"))
+        self.baseline = self._baseline()
 
     def cells(self) -> Iterator[CellSpec]:
         """Every combination, in the file's order: the first axis varies slowest."""
@@ -73,7 +75,7 @@ class _Expander:
         method: Ref = value["method"]
         fields = {
             **{key: value[key] for key in ("method", "model", "data", "T", "batch", "loss", "precision", "devices")},
-            "baseline": _baseline(method.name),
+            "baseline": self.baseline or _baseline_of(method.name),
             "recipe": recipe,
             "device": self.profile.device,
             "seed": value["seeds"],
@@ -165,8 +167,18 @@ class _Expander:
         """All of them where the cell trains or the grid asks for it, else the first: bytes and time need one."""
         return seeds if "train" in self._phases() or self.every_seed else seeds[:1]
 
-    def _flag(self, name: str) -> bool | None:
-        own: bool | None = getattr(self.grid, name)
+    def _baseline(self) -> str | None:
+        """The baseline that the file gives, None where each method's own holds."""
+        name: str | None = self._own("baseline")
+        if name is not None:
+            place = self.place if self.grid.baseline is not None else "defaults"
+            with contextlib.suppress(Unavailable):  # as for a method: its worker records the reason
+                registry.plugin("methods", name, f"{self.file}: {place}.baseline")
+        return name
+
+    def _own(self, name: str) -> Any:
+        """What the grid says, else what the defaults say."""
+        own = getattr(self.grid, name)
         return own if own is not None else getattr(self.defaults, name)
 
 
@@ -193,7 +205,7 @@ def _in_profile(grid: Grid, defaults: Defaults, profile: str) -> bool:
     return names is None or profile in names
 
 
-def _baseline(method: str) -> str:
+def _baseline_of(method: str) -> str:
     found = registry.entries("methods")[method].plugin
     return Method.baseline if found is None else found.baseline
 

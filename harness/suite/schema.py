@@ -81,6 +81,8 @@ class Defaults(Axes):
 
     recipe: RecipeTable = RecipeEntry()
     """Only the keys that are given count: see :func:`given`."""
+    baseline: str | None = None
+    """The method that ratios are taken against, instead of each method's own."""
     predicted: bool | None = None
     every_seed: bool | None = None
     """Measure (not only train) every seed; otherwise cells without training take the first seed only."""

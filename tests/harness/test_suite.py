@@ -90,6 +90,17 @@ def test_expansion_is_the_product_in_the_files_order():
     assert cell.phases == ("memory", "time")
 
 
+def test_a_grid_or_the_defaults_name_the_baseline():
+    own = [c.baseline for c in parse(FULL).expand("gpu")]
+    assert own == ["alpha", "alpha"]
+    assert {c.baseline for c in parse(FULL + 'baseline = "beta"\n').expand("gpu")} == {"beta"}
+    general = swapped("batch = 16", 'batch = 16\nbaseline = "beta"')
+    assert {c.baseline for c in parse(general).expand("gpu")} == {"beta"}
+    assert {c.baseline for c in parse(general + 'baseline = "alpha"\n').expand("gpu")} == {"alpha"}
+    # Another baseline is another cell: the timed rounds are interleaved with it.
+    assert not {c.hash for c in parse(FULL).expand("gpu")} & {c.hash for c in parse(general).expand("gpu")}
+
+
 def test_profile_replaces_axes_and_recipe_keys():
     gpu = parse(FULL).expand("gpu")
     assert {c.T for c in gpu} == {8}
@@ -184,6 +195,8 @@ def test_unavailable_plugins_still_expand(tmp_path):
         ("lr = 0.2", "weight_decay = inf", "grid[0].recipe: {'weight_decay': inf"),
         ("epochs = 2", 'epochs = "2"', "profiles.cpu.recipe.epochs: '2': should be a valid integer"),
         ("T = 8", 'recipe = { optimizer = "sdg" }', "recipe.optimizer: 'sdg' is not allowed. Did you mean 'sgd'?"),
+        ("T = 8", 'baseline = "alhpa"', "grid[0].baseline: unknown method 'alhpa'. Did you mean 'alpha'?"),
+        ("batch = 16", 'batch = 16\nbaseline = "b"', "mini.toml: defaults.baseline: unknown method 'b'."),
         ('"alpha"', '"alhpa"', "mini.toml: grid[0].method[0]: unknown method 'alhpa'. Did you mean 'alpha'?"),
         ("segments = 4", "segmnts = 4", "grid[0].method[1].segmnts: unknown key. Did you mean 'segments'?"),
         ("segments = 4", 'segments = "4"', "grid[0].method[1].segments: '4': should be a valid integer"),

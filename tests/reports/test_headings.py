@@ -6,7 +6,7 @@ from reports.headings import Headings
 from reports.labels import Labels
 from tests.reports import builders as b
 
-BPTT = b.METHODS[0]
+BPTT, CHECKPOINT = b.METHODS[:2]
 MEAN = LossSpec(kind="time_mean")
 
 
@@ -43,3 +43,18 @@ def test_the_layers_of_a_network_are_written_without_brackets():
         "vgg(cfg=[64, 'A', 128], tau=1.33333)",
         "vgg(cfg=64-A-128-A-256, tau=0.8)",
     ]
+
+
+def test_a_method_timed_against_two_baselines_has_two_labels():
+    twice = [b.record(CHECKPOINT, n, baseline=name) for n, name in enumerate(("bptt", "bptt-fused"))]
+    records = [*twice, b.record(BPTT, 2)]
+    labels = Labels(record.spec for record in records)
+    assert [labels.method(r.spec) for r in records] == [
+        "checkpoint against bptt",
+        "checkpoint against bptt-fused",
+        "bptt",
+    ]
+    assert [labels.place(label) for label in labels.methods] == [0, 1, 2]
+    (only,) = group(latest(b.items(records)))
+    assert len(only.rows) == 3
+    assert Labels(record.spec for record in records[1:]).method(records[1].spec) == "checkpoint"

@@ -60,7 +60,12 @@ def _torch() -> Finding:
     if torch.version.cuda is None:
         detail = f"{torch.__version__}, built without CUDA"
         return Finding("torch", "ok", detail, "GPU profiles are unavailable; predicted cells still work")
-    return Finding("torch", "ok", f"{torch.__version__}, built for CUDA {torch.version.cuda}")
+    detail = f"{torch.__version__}, built for CUDA {torch.version.cuda}"
+    if not torch.cuda.is_available():
+        reasons = f"driver missing or too old for CUDA {torch.version.cuda}, or CUDA_VISIBLE_DEVICES hides it"
+        meaning = f"GPU profiles are unavailable ({reasons}); predicted cells still work"
+        return Finding("torch", "ok", f"{detail}; sees no CUDA device", meaning)
+    return Finding("torch", "ok", detail)
 
 
 def _devices() -> Iterator[Finding]:

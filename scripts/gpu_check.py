@@ -14,9 +14,20 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-NEEDED = ("spikingjelly", "tonic", "torchvision", "numpy", "pandas", "pyarrow", "sklearn", "pydantic", "click", "rich",
-          "jinja2", "pynvml")  # fmt: skip
-"""Modules without which no cell runs."""
+CARRIED = {
+    "spikingjelly": "spikingjelly", "loguru": "loguru", "tonic": "tonic", "importRosbag": "importRosbag",
+    "pydantic": "pydantic", "pydantic-core": "pydantic_core", "annotated-types": "annotated_types",
+    "typing-inspection": "typing_inspection",
+}  # fmt: skip
+"""Package and module: what cells need and a machine with PyTorch and the usual packages for science mostly lacks. Fewer
+than the packages declare: no cell imports tonic's librosa and expelliarmus (which has no wheel for Python 3.12), nor
+SpikingJelly's tensorboard and SciencePlots."""
+USUAL = {
+    "torchvision": "torchvision", "numpy": "numpy", "scipy": "scipy", "h5py": "h5py", "pandas": "pandas",
+    "pyarrow": "pyarrow", "scikit-learn": "sklearn", "requests": "requests", "tqdm": "tqdm", "click": "click",
+    "rich": "rich", "nvidia-ml-py": "pynvml",
+}  # fmt: skip
+"""The usual ones that cells need beside torch; what these require came with them."""
 SUITES = ("gpu-memory", "gpu-versus", "gpu-train")
 """Suites beside this file; dashes in their names are underscores in their files'."""
 
@@ -31,9 +42,9 @@ def problem(device: str = "cuda") -> str | None:
         return f"torch {torch.__version__} is built without CUDA"
     if device == "cuda" and not torch.cuda.is_available():
         return f"torch {torch.__version__} sees no CUDA device (driver missing, or CUDA_VISIBLE_DEVICES hides it)"
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for name, module in (CARRIED | USUAL).items() if importlib.util.find_spec(module) is None]
     if missing:
-        return f"{', '.join(missing)} not installed: pip install -c constraints.txt ., or give --wheels DIR"
+        return f"not installed: {' '.join(missing)} (docs/gpu.md says how to bring them with --wheels DIR)"
     return None
 
 

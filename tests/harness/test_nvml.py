@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from harness.devices import DeviceError, Foreign, NullDevice, NvmlDevice, State, disturbances, open_device
 from harness.devices.border import TEXTS, Nvml
 from harness.devices.device import Device
 from harness.devices.finding import by_mask, by_uuid
 from harness.devices.replay import Entry, Recorder, Replay
-from harness.diagnosis import examine_device
+from harness.diagnosis import examine, examine_device
 
 PID = 4242
 WHOLE = 0xFFFFFFFF
@@ -309,6 +311,16 @@ def test_doctor_names_what_a_device_does_not_tell() -> None:
     healthy = gpu(DeviceGetComputeRunningProcesses=entry("DeviceGetComputeRunningProcesses", "a", reply=[]))
     (fine,) = examine_device(Replay(healthy), "a", "GPU 0")
     assert (fine.state, fine.detail) == ("ok", "counter at 123457 J")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a CUDA device here")
+@pytest.mark.parametrize(("built", "detail"), [(None, "built without CUDA"), ("13.0", "sees no CUDA device")])
+def test_doctor_says_that_torch_sees_no_device(built: str | None, detail: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", built)
+    found = next(finding for finding in examine(Path("store")) if finding.name == "torch")
+    assert found.state == "ok"
+    assert detail in found.detail
+    assert "GPU profiles are unavailable" in found.meaning
 
 
 def test_the_three_devices_are_one_kind() -> None:

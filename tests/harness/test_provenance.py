@@ -37,7 +37,8 @@ class TestCollect:
     def test_what_every_linux_machine_tells(self, facts):
         assert facts["device"] == "cpu"
         assert facts["threads"] == 2
-        assert facts["packages"]["torch"] == facts["torch"]["version"]
+        # the index's CUDA builds name their CUDA in torch.__version__ only
+        assert facts["packages"]["torch"] in (facts["torch"]["version"], facts["torch"]["version"].split("+")[0])
         assert {"spikingjelly", "numpy", "snnbench", "tonic", "torchvision"} <= facts["packages"].keys()
         assert facts["python"]["version"] == platform.python_version()
         assert facts["cpu"]["cores"] >= facts["cpu"]["usable_cores"] >= 1
@@ -94,7 +95,7 @@ class TestFingerprint:
             (("cpu", "model"), "Another CPU"),
             (("threads",), 3),
             (("device",), "cuda"),
-            (("torch", "cuda"), "13.0"),
+            (("torch", "cuda"), "0.1"),
             (("torch", "git"), "0" * 40),
             (("python", "version"), "3.99"),
         ],

@@ -73,6 +73,74 @@ def test_entry_points_of_a_checkout_that_is_not_installed(tmp_path: Path) -> Non
     assert all(entry.load().name == entry.name for entry in entries if entry.name in ("bptt", "sltt"))
 
 
+WITH_THE_LISTED_PACKAGES_ALONE = """
+import importlib.metadata as metadata, re, sys
+from packaging.requirements import Requirement
+
+def plain(name):
+    return re.sub("[-_.]+", "-", name).lower()
+
+carried, usual = (text.split() for text in sys.argv[1:])
+allowed, waiting = {"snnbench", "setuptools", *map(plain, carried)}, ["torch", "triton", *usual]
+while waiting:  # what a package requires came with it, but with --wheels nothing does
+    name = plain(waiting.pop())
+    if name not in allowed:
+        allowed.add(name)
+        try:
+            needs = [Requirement(text) for text in metadata.requires(name) or ()]
+        except metadata.PackageNotFoundError:
+            continue
+        waiting += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+owners = metadata.packages_distributions()
+forbidden = {top for top, names in owners.items() if not allowed & {plain(name) for name in names}}
+assert {"matplotlib", "seaborn", "librosa", "pytest"} <= forbidden
+for name in [name for name in sys.modules if name.split(".")[0] in forbidden]:
+    del sys.modules[name]
+
+plugins = [
+    entry for group in ("methods", "models", "datasets") for entry in metadata.entry_points(group=f"snnbench.{group}")
+    if entry.value.split(".")[0] in ("methods", "suites", "harness")
+]
+assert len(plugins) > 50
+
+class WithoutThem:
+    finders = list(sys.meta_path)
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in forbidden:
+            return None
+        return next((spec for spec in (f.find_spec(name, path, target) for f in self.finders) if spec), None)
+
+sys.meta_path[:] = [WithoutThem()]
+from suites.torchvision_shim import ensure_torchvision
+ensure_torchvision()
+import harness.cli, harness.worker, harness.store.frame, pynvml
+import tonic, sklearn.datasets, torchvision.datasets, torchvision.transforms.v2
+from spikingjelly.activation_based.model import sew_resnet, spiking_vgg
+for entry in plugins:
+    entry.load()
+import io, pandas
+pandas.DataFrame({"a": [1]}).to_parquet(io.BytesIO())
+"""
+
+
+def test_no_cell_imports_a_package_that_the_check_does_not_ask_for() -> None:
+    listed = map(" ".join, (gpu_check.CARRIED, gpu_check.USUAL))
+    script = [sys.executable, "-c", WITH_THE_LISTED_PACKAGES_ALONE, *listed]
+    found = subprocess.run(script, cwd=ROOT, text=True, capture_output=True, timeout=200)
+    assert found.returncode == 0, found.stderr[-2000:]
+
+
+def test_a_missing_package_is_named_as_pip_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gpu_check.CARRIED, "no-such-package", "no_such_module")
+    assert (gpu_check.problem("cpu") or "").startswith("not installed: no-such-package (docs/gpu.md ")
+
+
+def test_the_documented_command_brings_what_such_a_machine_lacks() -> None:
+    command = (ROOT / "docs" / "gpu.md").read_text().split("pip download", 1)[1].split("\n\n", 1)[0]
+    assert set(gpu_check.CARRIED) <= set(command.split())
+
+
 def test_the_suites_load_and_one_has_every_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     gpu_check.prepare(tmp_path)

@@ -21,6 +21,8 @@ SAMPLE = {
     "imagenet": ("bptt", 4, 32),
 }
 """Method, T and batch of the cells that are predicted again, by suite: quick ones."""
+SAME_BYTES = ("2.11.0",)
+"""Other versions of torch that were seen to give the store's predictions."""
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -96,7 +98,7 @@ def test_a_sample_is_predicted_again_to_the_byte(name):
     if not wanted:
         pytest.skip(f"the reference store does not hold the suite {name}")
     record = min(wanted, key=lambda found: found.memory.events)
-    if record.provenance["torch"]["version"].split("+")[0] != torch.__version__.split("+")[0]:
+    if torch.__version__.split("+")[0] not in (record.provenance["torch"]["version"].split("+")[0], *SAME_BYTES):
         pytest.skip(f"predicted with torch {record.provenance['torch']['version']}, this is {torch.__version__}")
     memory, report, _ = predict(record.spec)
     again, before = memory.model_dump(mode="json"), record.memory.model_dump(mode="json")

@@ -5,9 +5,12 @@ the step's peak is put together from that (:mod:`methods._profile`). Equal ones 
 run as a whole too where it is close to the level before it, and given up where that one is lower.
 
 * **O2, spatial**: cut the segment that reaches the peak, or set its neurons apart (:mod:`methods._layout`); the cut
-  with the lowest peak is taken, as long as the peak strictly falls.
+  with the lowest peak is taken, as long as the peak strictly falls. The search starts twice: from whole stages, and
+  with every residual stage cut wherever weights, sums or products follow on values that can be packed, because the cut
+  of one stage may pay off only when another one is cut; what need not have been cut is joined again.
 * **O3, temporal**: the same with twice as many pieces of time. It uncovers the next segment, for which O2 had no reason
   to act: both are repeated until neither lowers the peak (the paper runs each once).
+* Both starts are followed to the end, and the lower peak is taken, so no level is above the one before it.
 * **O4, restoration**: segments in descending forward time go back to plain if the peak does not rise; one pass. The
   time is **estimated** from FLOPs and bytes: no device measured it.
 """
@@ -87,23 +90,115 @@ class _Search:
 
     def __init__(self, twin: Twin, steps: int) -> None:
         self._twin, self._steps = twin, steps
+        self._timed = False
+        self._cuttable = [can_cut(program) for program in twin.programs]
 
     def run(self, level: Level) -> Plan:
         """The plan of a level, by way of those below it."""
-        best = whole(self._twin.model.stages)
+        stages = whole(self._twin.programs)
+        best, coarse, fine = stages, list(stages), self._fine(stages)
+        tracks = [coarse] if fine == stages else [coarse, fine]
         if level != "O1":
-            layout = list(best)
-            self._lower(layout, self._spatial)
-            best = self._lower_one(best, layout)
+            self._lower(coarse, self._spatial)
+            if len(tracks) > 1:
+                self._descend(fine, self._spatial)
+            best = self._lowest([best, *tracks])
         if level in ("O3", "O4"):
-            layout = list(best)
-            while self._lower(layout, self._temporal) and self._lower(layout, self._spatial):
+            self._timed = True
+            while self._lower(coarse, self._temporal) and self._lower(coarse, self._spatial):
                 pass
-            best = self._lower_one(best, layout)
+            if len(tracks) > 1:
+                fine[:] = [self._in_pieces(segment) for segment in fine]
+                self._descend(fine, self._any)
+            best = self._lowest([best, *tracks])
         peak = self._twin.exact(best)
         if level == "O4":
             best, peak = self._restored(best, peak)
         return Plan(tuple(best), peak)
+
+    def _lowest(self, layouts: list[Layout]) -> Layout:
+        """The layout with the lowest peak, joined where it can be."""
+        best = layouts[0]
+        for layout in layouts[1:]:
+            best = self._lower_one(best, self._joined(layout))
+        return best
+
+    def _descend(self, layout: Layout, moves: Moves) -> None:
+        """Apply moves in place while the peak falls; also one that raises it, where those after it more than undo that."""
+        while True:
+            while self._lower(layout, moves) or self._thinner(layout):
+                pass
+            peak, where = self._twin.peak(layout)
+            tried = [_changed(layout, where, new) for new in moves(layout[where])] if where < len(layout) else []
+            for one in tried:
+                while self._lower(one, moves) or self._thinner(one):
+                    pass
+            found = min(tried, key=lambda one: self._twin.peak(one)[0], default=layout)
+            if self._twin.peak(found)[0] >= peak:
+                return
+            layout[:] = found
+
+    def _fine(self, layout: Layout) -> Layout:
+        """Every residual stage cut as far as its values can be packed."""
+        found = []
+        for segment in layout:
+            cuts = self._twin.cuts[segment.stage] if self._is_block(segment.stage) else []
+            bounds = zip([0, *cuts], [*cuts, segment.stop], strict=True)
+            found += [Segment(segment.stage, start, stop) for start, stop in bounds]
+        return found
+
+    def _joined(self, layout: Layout) -> Layout:
+        """Residual stages back to one piece, and all in fewer pieces of time, where the peak does not rise."""
+        limit, result = self._twin.peak(layout)[0], list(layout)
+        for index, program in enumerate(self._twin.programs):
+            places = [at for at, segment in enumerate(result) if segment.stage == index]
+            if len(places) > 1 and self._is_block(index):
+                one = Segment(index, 0, len(program.steps))
+                new = [*result[: places[0]], one, *result[places[-1] + 1 :]]
+                if self._twin.peak(new)[0] <= limit:
+                    result = new
+        for at, segment in enumerate(result):
+            for longer in self._longer(segment):
+                new = _changed(result, at, [longer])
+                if self._twin.peak(new)[0] <= limit:
+                    result = new
+                    break
+        return result
+
+    def _longer(self, segment: Segment) -> Iterator[Segment]:
+        """A segment in fewer pieces of time, the fewest first."""
+        if segment.chunks > 1:
+            yield from (replace(segment, chunks=1 << power) for power in range(segment.chunks.bit_length() - 1))
+        elif segment.inner:
+            yield replace(segment, inner=0)
+            yield from (replace(segment, inner=1 << power) for power in range(segment.inner.bit_length() - 1))
+
+    def _in_pieces(self, segment: Segment) -> Segment:
+        """A segment in the pieces of time that its own backward takes least with, the fewest of equal ones."""
+        found = [segment]
+        if segment.inner == 0 and self._twin.can_part(segment):
+            found.append(replace(segment, inner=1))
+        while self._timed and (longer := next(self._temporal(found[-1]), None)):
+            found += longer
+        return min(found, key=self._twin.backward)
+
+    def _thinner(self, layout: Layout) -> bool:
+        """Join neighbours before the peak, in place, where it falls: what they keep between them is alive there."""
+        peak, where = self._twin.peak(layout)
+        for at in range(min(where, len(layout) - 1)):
+            one, other = layout[at : at + 2]
+            if one.stage != other.stage or self._twin.programs[one.stage].ends(one.start, other.stop) is None:
+                continue
+            joined = self._in_pieces(Segment(one.stage, one.start, other.stop))
+            new = [*layout[:at], joined, *layout[at + 2 :]]
+            if self._twin.peak(new)[0] < peak:
+                layout[:] = new
+                return True
+        return False
+
+    def _is_block(self, stage: int) -> bool:
+        """True for a stage that can be cut inside a block."""
+        return self._cuttable[stage] and not self._twin.programs[stage].is_chain
 
     def _lower_one(self, old: Layout, new: Layout) -> Layout:
         """The layout with the lower peak; whole steps decide where the sums of their parts lie close together."""
@@ -123,12 +218,19 @@ class _Search:
             layout[where : where + 1], where, moved = new, following, True
         return moved
 
+    def _any(self, segment: Segment) -> Iterator[list[Segment]]:
+        yield from self._spatial(segment)
+        yield from self._temporal(segment)
+
     def _spatial(self, segment: Segment) -> Iterator[list[Segment]]:
-        """Every cut of a segment, and its neurons set apart."""
-        if can_cut(self._twin.model.stages[segment.stage]):
+        """Every cut of a segment, and its neurons set apart; a residual stage is cut where the search began so."""
+        program = self._twin.programs[segment.stage]
+        is_whole = segment.stop - segment.start == len(program.steps)
+        if self._cuttable[segment.stage] and (program.is_chain or not is_whole):
             for cut in range(segment.start + 1, segment.stop):
-                halves = replace(segment, stop=cut), replace(segment, start=cut)
-                yield [self._inherited(half) for half in halves]
+                if program.ends(segment.start, cut) and program.ends(cut, segment.stop):
+                    halves = replace(segment, stop=cut), replace(segment, start=cut)
+                    yield [self._inherited(half) for half in halves]
         if segment.inner == 0 and self._twin.can_part(segment):
             yield [replace(segment, inner=1)]
 

@@ -62,8 +62,23 @@ def compose(costs: Sequence[Cost]) -> tuple[int, int]:
     return best, where
 
 
+@dataclass(frozen=True)
+class Given:
+    """An input of a part.
+
+    Args:
+        meta: what it is like.
+        source: where it comes from.
+        slot: where it is kept, if it is kept already.
+    """
+
+    meta: Meta
+    source: Source
+    slot: int | None = None
+
+
 def measure(module: nn.Module, run: Callable[[Tensor], Tensor], given: Meta, source: Source) -> tuple[Cost, Meta]:
-    """Cost and output of one part.
+    """Cost and output of one part with one input.
 
     Args:
         module: fake; its parameters are there before and their gradients are counted.
@@ -71,26 +86,46 @@ def measure(module: nn.Module, run: Callable[[Tensor], Tensor], given: Meta, sou
         given: its input.
         source: where the input comes from.
     """
+    return measure_many(module, lambda inputs: run(inputs.pop()), [Given(given, source)])
+
+
+def measure_many(
+    module: nn.Module,
+    run: Callable[[list[Tensor]], Tensor],
+    given: Sequence[Given],
+    keep: Callable[[int, Tensor], object] | None = None,
+) -> tuple[Cost, Meta]:
+    """Cost and output of one part.
+
+    Args:
+        module: fake; its parameters are there before and their gradients are counted.
+        run: the part, on a list of its inputs, which it may empty.
+        given: its inputs.
+        keep: what keeps them, where some are kept already: they are there before.
+    """
     reset_states(module)
     torch.clear_autocast_cache()
-    ledger = Ledger(module, given[3].type)
-    data = empty(given) if source == "data" else None
-    ledger.register("inputs", [data])
+    ledger = Ledger(module, given[0].meta[3].type)
+    data = [empty(one.meta) if one.source == "data" else None for one in given]
+    ledger.register("inputs", data)
     with ledger:
+        kept_before = [keep(one.slot, empty(one.meta)) for one in given if keep and one.slot is not None]
         before = ledger.live
         sink: list[Meta] = []
-        end = _through(run, data, given, source == "trained", sink)
+        start = len(ledger.report().timeline)
+        end = _Sink.apply(run([_input(one, x) for one, x in zip(given, data, strict=True)]), sink)
         turn = len(ledger.report().timeline)
         kept = ledger.live - before
         if end.requires_grad:
             end.backward()
         gradients = ledger.live - before
+        del kept_before
     timeline = ledger.report().timeline
     for parameter in module.parameters():
         parameter.grad = None
     torch.clear_autocast_cache()
-    cost = Cost(max(timeline[:turn]) - before, kept, max(timeline[turn - 1 :]) - before, gradients)
-    return cost, sink[0]
+    most = max(timeline[start:turn], default=before)
+    return Cost(most - before, kept, max(timeline[turn - 1 :]) - before, gradients), sink[0]
 
 
 def empty(meta: Meta) -> Tensor:
@@ -128,13 +163,12 @@ def _facts(module: nn.Module) -> list[Hashable]:
     return [tuple(tensors), tuple(buffers), tuple(hidden), module.extra_repr()]
 
 
-def _through(
-    run: Callable[[Tensor], Tensor], data: Tensor | None, given: Meta, trained: bool, sink: list[Meta]
-) -> Tensor:
-    """A scalar behind ``run``, with nothing in between alive that ``run`` does not keep."""
+def _input(given: Given, data: Tensor | None) -> Tensor:
+    """The network's input, or what stands for all parts before."""
     if data is not None:
-        return _Sink.apply(run(data), sink)
-    return _Sink.apply(run(_Source.apply(torch.empty(0, device=given[3], requires_grad=trained), given)), sink)
+        return data
+    anchor = torch.empty(0, device=given.meta[3], requires_grad=given.source == "trained")
+    return _Source.apply(anchor, given.meta)
 
 
 class _Source(torch.autograd.Function):

@@ -5,7 +5,8 @@ As :mod:`methods.checkpoint`, but the input ``h`` of a segment is kept at ``w`` 
 packed, so the gradient is BPTT's.
 
 * **O1**: every stage is a segment.
-* **O2**: stages at the peak are cut in space (conv - norm | neuron), or their neurons set apart in the recompute.
+* **O2**: stages at the peak are cut in space (conv - norm | neuron), also inside the branches of residual and
+  transformer blocks, or their neurons set apart in the recompute.
 * **O3**: segments at the peak run in ``k`` pieces of time, ``k`` doubling; never one with batch normalisation.
 * **O4**: segments go back to plain, the slowest first, where the peak does not rise. Forward time is **estimated** from
   FLOPs and bytes: no device measures it.
@@ -19,12 +20,15 @@ forward and backward. Under ``adaptive`` a violation widens the stage and redoes
 with the true values, so running statistics and random numbers stay as it left them. Any other compressor refuses: the
 step ends in a ``ValueError`` that names stage and compressor; no gradient is computed, no weight or statistic changed.
 
-Stored: ``sum_l w_l/8 * numel(h_l)`` bytes over the segments; while one runs backward, its unpacked input and what
-autograd saves for it, or for one piece of it; and what autograd saves for plain segments. The network's own input is
-neither packed nor copied.
+Stored: ``sum_l w_l/8 * numel(h_l)`` bytes over the values that segments read, each once: what a block's branch and its
+shortcut both start from is kept once, and a sum keeps nothing. While one segment runs backward, its unpacked inputs,
+what autograd saves for it, or for one piece of it, and in a block that is cut the gradient of what its shortcut starts
+from; and what autograd saves for plain segments. The network's own input is neither packed nor copied.
 
 Needs from the model: as :mod:`methods.checkpoint`; from O2 on that its stages can be copied. Of a stage that is cut,
-only the parts are called, not the ``nn.Sequential`` around them. Under fake tensors nothing can be read: widths are the
+only the parts are called, not the containers and blocks around them. A block can be cut if its forward is a graph of
+calls and functions (:mod:`methods._program`); others run in one piece. Numbers and flags of a block may change between
+steps, what else its forward reads may not. Under fake tensors nothing can be read: widths are the
 rules', or a real run's, and an unknown one is raw.
 """
 
@@ -40,14 +44,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 from harness.contracts import Loss, Method, Options, StagedModel, StepOutput, reset_states
 from methods import compressors
 from methods._entry import Entry
-from methods._layout import Part, Segment, parts, whole
+from methods._layout import Part, Segment, parts, places, programs, value_bounds, whole
 from methods._plan import Level, autocast_of, plan
+from methods._program import Program
 from methods._segment import segmented_forward, unsegmentable
 from methods._twin import Autocast, Measured
 from methods.compressors import ALLOWED, FIXED, Keeper, width_under
 from methods.kernels.choice import triton_at
 from methods.packing import RAW
-from methods.widths import input_bounds
 
 _Buffer = tuple[dict[str, Tensor | None], str, Tensor, Tensor]
 """Its table, name, tensor and value."""
@@ -81,7 +85,7 @@ class CheckpointCompress(Method):
     def __init__(self, options: Options | None = None) -> None:
         super().__init__(options)
         self._segments: list[Segment] = []
-        self._bound: tuple[StagedModel, list[Part]] | None = None
+        self._bound: tuple[StagedModel, list[Program], list[Part]] | None = None
         self._widths: list[int | None] | None = None
         self._measured: Measured = {}
         self._source: Literal["rule", "measured", "replay"] = "rule"
@@ -131,12 +135,12 @@ class CheckpointCompress(Method):
     def plan(self) -> dict[str, Any]:
         """What was decided.
 
-        ``level``, ``compressor``; ``segments``: stage, children of it, pieces of time, plain or not; ``widths``: bits
-        per element of each segment's input (``sparse``: per spike), 0 = kept raw; ``width_source``: ``rule``,
-        ``measured`` (at least one was read off a batch) or ``replay``; ``redone_steps``: forwards run again after a
-        violation; ``predicted_peak_bytes``: most bytes live in a step without optimizer state, None at O1, which plans
-        nothing; ``spikes``: with ``sparse``, how many each segment kept in the first steps; ``kernel``: what packs,
-        ``torch`` or ``triton``.
+        ``level``, ``compressor``; ``segments``: stage, steps of it, pieces of time, plain or not; ``widths``: bits per
+        element of what the segments read, each value once, in order (``sparse``: per spike), 0 = kept raw;
+        ``width_source``: ``rule``, ``measured`` (at least one was read off a batch) or ``replay``; ``redone_steps``:
+        forwards run again after a violation; ``predicted_peak_bytes``: most bytes live in a step without optimizer
+        state, None at O1, which plans nothing; ``spikes``: with ``sparse``, how many each value had in the first steps;
+        ``kernel``: what packs, ``torch`` or ``triton``.
         """
         return {
             "level": self.opt.level,
@@ -166,26 +170,29 @@ class CheckpointCompress(Method):
 
     def _decide(self, model: StagedModel, x: Tensor, loss: Loss) -> None:
         """Segments and widths; a width that was measured before stays."""
-        self._segments, self._bound = whole(model.stages), None
+        known = programs(model.stages)
+        self._segments, self._bound = whole(known), None
         if self.opt.level != "O1":
             found = plan(model, x, loss, self.opt.level, self.opt.compressor, self._measured)
             self._segments, self._peak, self._planned_for = list(found.segments), found.peak_bytes, autocast_of(x)
-        bounds = input_bounds(module for _, module in parts(model, self._segments))
-        rules = [width_under(self.opt.compressor, bound) for bound in bounds]
-        places = [(segment.stage, segment.start) for segment in self._segments]
-        self._widths = [self._measured.get(place, rule) for place, rule in zip(places, rules, strict=True)]
+        bounds = value_bounds(model.stages, known)
+        kept = places(parts(model, self._segments, known))
+        rules = [width_under(self.opt.compressor, bounds[stage].get(number)) for stage, number in kept]
+        self._widths = [self._measured.get(place, rule) for place, rule in zip(kept, rules, strict=True)]
 
     def _parts(self, model: StagedModel) -> list[Part]:
         """The segments with this model's modules."""
         if self._widths is None:
             raise RuntimeError("step() before prepare()")
-        if self._bound is None or self._bound[0] is not model:
-            self._segments = self._segments or whole(model.stages)
-            if len(self._widths) != len(self._segments):
-                have, want = len(self._widths), len(self._segments)
-                raise ValueError(f"the plan has {have} widths, but the model has {want} stages")
-            self._bound = model, parts(model, self._segments)
-        return self._bound[1]
+        if self._bound is None or self._bound[0] is not model or not all(p.fresh() for p in self._bound[1]):
+            known = programs(model.stages)
+            self._segments = self._segments or whole(known)
+            found = parts(model, self._segments, known)
+            have, want = len(self._widths), len(places(found))
+            if have != want:
+                raise ValueError(f"the plan has {have} widths, but the model has {want} values to keep")
+            self._bound = model, known, found
+        return self._bound[2]
 
     def _logits(self, model: StagedModel, x: Tensor) -> Tensor:
         found, keeper = self._parts(model), self._keeper(x)
@@ -214,9 +221,9 @@ class CheckpointCompress(Method):
 
     def _note(self, keeper: Keeper) -> None:
         """Remember what the forward read off the values."""
+        kept = places(self._bound[2]) if self._bound and keeper.measured else []
         for index, width in keeper.measured.items():
-            segment, self._source = self._segments[index], "measured"
-            self._measured[segment.stage, segment.start] = width
+            self._measured[kept[index]], self._source = width, "measured"
         if self.opt.compressor == "sparse" and self._source != "replay" and len(self._spikes) < REPORTED:
             self._spikes.append(keeper.spikes)
 
@@ -228,8 +235,9 @@ class CheckpointCompress(Method):
 
     def _refusal(self, counts: list[int]) -> str:
         first = next(index for index, count in enumerate(counts) if count)
-        place = self._segments[first]
-        kind = type(self._bound[1][first][1]).__name__ if self._bound else "module"
+        assert self._bound is not None
+        reader = next(part for part in self._bound[2] if first in part.slots)
+        place, kind = reader.segment, type(reader.module).__name__
         top, _ = FIXED[self.opt.compressor]
         holds = "0 and 1" if top == 1 else f"integers from 0 to {top}"
         return (

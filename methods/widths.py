@@ -15,7 +15,7 @@ wrong gradient: every pack verifies itself (:mod:`methods.packing`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from spikingjelly.activation_based import layer, neuron
@@ -84,6 +84,23 @@ def output_bound(module: nn.Module, bound: Bound) -> Bound:
     if hasattr(module, "summed_branches"):
         return _sum_bound(module, bound)
     return None
+
+
+def called_bound(name: str, given: Sequence[Any]) -> Bound:
+    """Largest value of an operator's result.
+
+    Args:
+        name: of the operator.
+        given: its arguments; bounds in place of the values that it reads.
+    """
+    numbers = [one for one in given[:2] if isinstance(one, (int, float))]
+    if len(numbers) < min(2, len(given)) or min(numbers, default=-1.0) < 0:
+        return None
+    if name in ("chunk", "getitem"):
+        return float(given[0])
+    if len(given) != 2 or any(one != int(one) for one in numbers if one < math.inf):
+        return None
+    return {"add": sum(numbers), "mul": math.prod(numbers)}.get(name)
 
 
 def _neuron_bound(node: nn.Module) -> Bound:

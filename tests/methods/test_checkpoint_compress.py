@@ -168,7 +168,7 @@ def test_replay_takes_a_real_runs_widths(before_prepare):
 def test_replay_of_another_models_plan():
     method, model = CheckpointCompress(), build()
     method.replay({"widths": [0, 1]})
-    with pytest.raises(ValueError, match="the plan has 2 widths, but the model has 4 stages"):
+    with pytest.raises(ValueError, match="the plan has 2 widths, but the model has 4 values to keep"):
         prepared(method, model, batch()[0])
     with pytest.raises(ValueError, match=r"widths \[3\]; allowed: \(0, 1, 2, 4, 8, 32\)"):
         method.replay({"widths": [0, 3, 1]})

@@ -15,16 +15,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from harness import conformance
 from harness.contracts import StagedModel
 from harness.predict import convert
-from methods._layout import in_time, neurons, parts
+from methods._layout import in_time, neurons
 from methods.bptt import BPTT
 from methods.bptt_fused import FUSED, BPTTFused, FusedLIFNode
 from methods.checkpoint_compress import CheckpointCompress, CheckpointCompressOptions
 from methods.checkpoint_compress_fused import CheckpointCompressFused, CheckpointCompressFusedOptions
-from methods.packing import RAW
-from methods.widths import input_widths
 from tests.methods.nets import batch, build, conv, difference, lif, loss, no_norm, over_time, prepared, run
 from tests.methods.test_exactness import NETS, TOLERANCE, compare
-from tests.methods.test_levels import LAYOUTS, finest, track
+from tests.methods.test_levels import LAYOUTS, finest, track, widths_of
 
 
 def at(level: str, **options: Any) -> Any:
@@ -47,8 +45,9 @@ class Fixed:
 
     def prepare(self, model: StagedModel, x: Any, objective: Any) -> StagedModel:
         segments = self.layout(model)
-        widths = [width or RAW for width in input_widths(module for _, module in parts(model, segments))]
-        self.method.replay({"widths": widths, "segments": [asdict(segment) for segment in segments]})
+        self.method.replay(
+            {"widths": widths_of(model, segments), "segments": [asdict(segment) for segment in segments]}
+        )
         return self.method.prepare(model, x, objective)
 
 

@@ -19,11 +19,12 @@ from harness.contracts import StagedModel, reset_states
 from harness.ledger import BLOCK, Ledger, LedgerReport
 from harness.predict import convert
 from methods import _plan, _twin
-from methods._layout import Segment, can_cut, chain, in_time, neurons, parts, whole
+from methods._layout import Segment, can_cut, in_time, neurons, part, parts, places, programs, value_bounds, whole
+from methods._program import Program
 from methods.bptt import BPTT
 from methods.checkpoint_compress import CheckpointCompress, CheckpointCompressOptions
 from methods.packing import RAW
-from methods.widths import input_widths
+from methods.widths import width_of
 from suites.torchvision_shim import ensure_torchvision
 from tests.methods import test_segment as defects
 from tests.methods.nets import (
@@ -85,18 +86,26 @@ EVERY = NETS | MORE
 
 
 def finest(model: StagedModel, chunks: int = 2) -> list[Segment]:
-    """Every child a segment, in pieces of time where it may."""
+    """Every step a segment, in pieces of time where it may."""
     found = []
-    for index, stage in enumerate(model.stages):
-        for start, child in enumerate(chain(stage)):
-            found.append(Segment(index, start, start + 1, chunks=chunks if in_time(child) else 1))
+    for index, program in enumerate(programs(model.stages)):
+        for start in range(len(program.steps)):
+            segment = Segment(index, start, start + 1)
+            timed = in_time(part(model.stages[index], program, segment).module)
+            found.append(replace(segment, chunks=chunks if timed else 1))
     return found
 
 
 def apart(model: StagedModel) -> list[Segment]:
     """Whole stages, their neurons apart in three pieces."""
-    nodes = [neurons(stage) if len(chain(stage)) > 1 or not in_time(stage) else [] for stage in model.stages]
-    return [replace(segment, inner=3 * bool(nodes[segment.stage])) for segment in whole(model.stages)]
+    nodes = [[] if in_time(stage) else neurons(stage) for stage in model.stages]
+    return [replace(segment, inner=3 * bool(nodes[segment.stage])) for segment in whole(programs(model.stages))]
+
+
+def widths_of(model: StagedModel, segments: list[Segment]) -> list[int]:
+    """What the rules say; raw where they do not know."""
+    bounds = value_bounds(model.stages, programs(model.stages))
+    return [width_of(bounds[stage][number]) or RAW for stage, number in places(parts(model, segments))]
 
 
 def mixed(model: StagedModel) -> list[Segment]:
@@ -133,8 +142,9 @@ class Fixed:
 
     def prepare(self, model: StagedModel, x: Tensor, objective: Any) -> StagedModel:
         segments = self.layout(model)
-        widths = [width or RAW for width in input_widths(module for _, module in parts(model, segments))]
-        self.method.replay({"widths": widths, "segments": [asdict(segment) for segment in segments]})
+        self.method.replay(
+            {"widths": widths_of(model, segments), "segments": [asdict(segment) for segment in segments]}
+        )
         return self.method.prepare(model, x, objective)
 
 
@@ -222,7 +232,7 @@ def test_time_is_cut_only_where_nothing_but_neurons_runs(net):
     x, _ = batch()
     model, method = EVERY[net](), at("O3")()
     prepared(method, model, x)
-    for segment, module in parts(model, [Segment(**s) for s in method.plan()["segments"]]):
+    for segment, module, *_ in parts(model, [Segment(**s) for s in method.plan()["segments"]]):
         if segment.chunks > 1:
             kinds = [type(m) for m in module.modules()]
             assert not any(issubclass(kind, (_NormBase, layer.Conv2d, layer.Linear, layer.Dropout)) for kind in kinds)
@@ -248,7 +258,7 @@ def test_what_may_run_in_pieces_of_time():
 def test_a_neuron_that_two_children_share_is_not_cut():
     node = lif()()
     shared = nn.Sequential(AddBlock(4, lambda: node, over_time), nn.Identity(), node)
-    assert not can_cut(shared)
+    assert not can_cut(Program(shared))
     assert compare(at("O4"), lambda: build(middle=lambda c: shared), torch.float64) <= 1e-10
 
 
@@ -341,12 +351,19 @@ def test_the_same_cell_is_planned_once(monkeypatch):
     assert again.plan() == first.plan()
 
 
+class Opaque(AddBlock):
+    """Changes a tensor in place, so that only its values tell what comes out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.node(self.norm(self.conv(x)))
+        out += x
+        return out
+
+
 def test_unknown_widths_are_planned_for_once_they_are_measured():
     x, y = batch()
     method = at("O4")()
-    model = prepared(
-        method, build(middle=lambda c: nn.Sequential(*[AddBlock(c, lif(), over_time) for _ in range(3)])), x
-    )
+    model = prepared(method, build(middle=lambda c: nn.Sequential(*[Opaque(c, lif(), over_time) for _ in range(3)])), x)
     guessed = method.plan()["predicted_peak_bytes"]
     run(method, model, x, y)
     assert method.plan()["width_source"] == "measured"

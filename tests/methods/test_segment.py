@@ -30,7 +30,8 @@ def raw(index: int, x: Tensor) -> Any:
 
 def entries(model: StagedModel, x: Tensor) -> list[Entry]:
     """The entries of all segments of one forward."""
-    node, found = segmented_forward(model, x, raw).grad_fn, []
+    logits, found = segmented_forward(model, x, raw), []
+    node = logits.grad_fn  # before torch 2.13 a node does not keep its graph alive: the logits do
     while node is not None:
         if hasattr(node, "entry"):
             found.append(node.entry)

@@ -10,7 +10,7 @@ changes its argument's shape or storage, or gives something that is no plain new
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +66,11 @@ def call(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if func is _DEVICE and type(args[0]) is FakeTensor:
         return args[0].fake_device
     tensors: list[Tensor] = []
+    facts: list[Any] = [func, mode is None, torch.get_default_dtype()]
     try:
-        key = func, mode is None, torch.get_default_dtype(), *_facts((args, kwargs), mode, tensors, func.is_view)
+        _note(args, mode, tensors, func.is_view, facts)
+        _note(kwargs, mode, tensors, func.is_view, facts)
+        key = tuple(facts)
         hash(key)
     except (_UnknownError, TypeError):
         return func(*args, **kwargs)
@@ -88,31 +91,41 @@ def call(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     return out
 
 
-def _facts(value: Any, mode: FakeTensorMode | None, tensors: list[Tensor], offsets: bool) -> Iterator[Any]:
-    """What outputs depend on; the tensors among it are collected."""
+def tensors_in(value: Any) -> list[Tensor]:
+    """Tensors among an operator's arguments or results: alone, or in lists, tuples and dictionaries of any depth."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [tensor for each in value for tensor in tensors_in(each)]
+    return [tensor for each in value.values() for tensor in tensors_in(each)] if isinstance(value, dict) else []
+
+
+def _note(value: Any, mode: FakeTensorMode | None, tensors: list[Tensor], offsets: bool, facts: list[Any]) -> None:
+    """Add what outputs depend on to ``facts``, and the tensors among it to ``tensors``."""
     kind = type(value)
-    if kind in _PLAIN:
-        yield kind
-        yield value
-    elif kind is FakeTensor:
+    if kind is FakeTensor:
         if value.fake_mode is not mode or value.constant is not None or mode.shape_env is not None:
             raise _UnknownError
         tensors.append(value)
-        yield value.fake_device
-        yield from _layout(value, offsets)
+        facts.append(value.fake_device)
+        facts.append(_layout(value, offsets))
+    elif kind in _PLAIN:
+        facts.append(kind)
+        facts.append(value)
     elif kind is Tensor or kind is nn.Parameter:
         if mode is not None or not value.is_meta:
             raise _UnknownError
         tensors.append(value)
-        yield from _layout(value, offsets)
+        facts.append(_layout(value, offsets))
     elif kind is tuple or kind is list or issubclass(kind, tuple):
-        yield len(value)
+        facts.append(len(value))
         for each in value:
-            yield from _facts(each, mode, tensors, offsets)
+            _note(each, mode, tensors, offsets, facts)
     elif kind is dict:
+        facts.append(len(value))
         for name, each in value.items():
-            yield name
-            yield from _facts(each, mode, tensors, offsets)
+            facts.append(name)
+            _note(each, mode, tensors, offsets, facts)
     else:
         raise _UnknownError
 

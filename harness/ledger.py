@@ -43,6 +43,7 @@ CATEGORIES: tuple[Category, ...] = (
 )  # fmt: skip
 
 _HOST: ContextVar[bool] = ContextVar("host", default=False)
+_KERNEL: ContextVar[Kernel | None] = ContextVar("kernel", default=None)
 
 _BATCH_NORM = {
     torch.ops.aten.native_batch_norm.default,
@@ -70,6 +71,31 @@ def host() -> Iterator[None]:
         yield
     finally:
         _HOST.reset(token)
+
+
+@dataclass(eq=False)
+class Kernel:
+    """One run of a kernel: the bytes that it reads and writes."""
+
+    bytes: int
+
+
+@contextlib.contextmanager
+def kernel(size: int) -> Iterator[None]:
+    """Operators inside stand for one kernel that reads and writes ``size`` bytes.
+
+    For estimates of work alone, which take a torch fallback for what it stands for; live bytes are counted as ever.
+    """
+    token = _KERNEL.set(Kernel(size))
+    try:
+        yield
+    finally:
+        _KERNEL.reset(token)
+
+
+def inside() -> Kernel | None:
+    """The kernel that operators stand for now, or None."""
+    return _KERNEL.get()
 
 
 @dataclass
@@ -191,15 +217,19 @@ class Ledger(TorchDispatchMode):
         # Nothing after the region may change what the report says.
         self._known.clear()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled in here; torch's guard against it takes a twentieth of a prediction."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and note the storages it made."""
         self._watch_backward()
         out = fake_ops.call(func, args, kwargs or {})
         if func in _BATCH_NORM and isinstance(args[0], FakeTensor):
             out = _mixed_batch_norm(args, out)
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self._note(tensor)
+        for tensor in fake_ops.tensors_in(out):
+            self._note(tensor)
         return out
 
     def report(self) -> LedgerReport:

@@ -55,9 +55,9 @@ class StreamedOptions(Options):
     """Options of :class:`Streamed`.
 
     Attributes:
-        budget: what a step may hold: ``min`` for the least work within 2 % or 256 KiB of the smallest possible peak, a
-            part of BPTT's peak (``0.5x``), or bytes (``8GiB``). Counted are parameters, buffers, gradients, inputs and
-            everything in between, not the optimizer's state.
+        budget: what a step may hold: ``min`` for the least work within 2 % or 256 KiB of the smallest possible peak, or
+            2 MiB where these are below a sixteenth of BPTT's; a part of BPTT's peak (``0.5x``); or bytes (``8GiB``).
+            Counted are parameters, buffers, gradients, inputs and everything in between, not the optimizer's state.
     """
 
     budget: str = "min"

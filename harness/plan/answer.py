@@ -163,7 +163,7 @@ class Answer:
         if row.numerics != "same":
             remarks.append("reduced precision")
         if cost is not None and cost.host_bytes:
-            remarks.append(f"and {show_size(cost.host_bytes)} in the host's memory")
+            remarks.append(f"and {show_size(cost.host_bytes)} in the host's memory, twice over PCIe 4.0 x16")
         return [
             MARK if row is self.recommended else "",
             row.label,

@@ -15,8 +15,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from harness import registry
-from harness.build import build_model
-from harness.contracts import DataInfo, Unavailable, Unsupported
+from harness.contracts import Unavailable, Unsupported
 from harness.errors import UsageError, unknown
 from harness.plan.predictor import Cost, Measured, Predictor, Subject
 from harness.plan.search import Largest, largest
@@ -234,20 +233,3 @@ def _text(error: BaseException) -> str:
     if isinstance(error, (Unsupported, Unavailable, UsageError, ValueError)) and words:
         return words
     return f"{type(error).__name__}: {words}"
-
-
-def evaluate_json(spec: str, methods: Sequence[tuple[str, bool]], available: int) -> list[dict[str, Any]]:
-    """:func:`evaluate` for a process of its own; the model and the data are the registry's.
-
-    Args:
-        spec: a :class:`CellSpec` as JSON.
-        methods: each a :class:`Ref` as JSON, and whether to look for the largest batch and T.
-        available: bytes for tensors.
-    """
-    cell = CellSpec.model_validate_json(spec)
-    info: DataInfo = registry.create("datasets", cell.data).info()
-    # One model for all predictions: to initialise it takes longer than a small step under fake tensors.
-    subject = Subject(cell, info, build_model(cell, info))
-    return [
-        evaluate(subject, Ref.model_validate_json(method), available, limits).to_json() for method, limits in methods
-    ]

@@ -18,7 +18,7 @@ from harness.build import PRECISIONS, Bench, Trainer, synthetic_batch
 from harness.contracts import DataInfo, Method, StagedModel, Unsupported, reset_states
 from harness.ledger import BLOCK, LedgerReport
 from harness.memory import track
-from harness.plan.work import Work
+from harness.plan.work import Work, crossings
 from harness.spec import CellSpec, Ref
 
 
@@ -116,7 +116,7 @@ class Predictor:
             report.activation_bytes,
             report.static_bytes - inputs,
             report.host_bytes,
-            self._work(method, work),
+            self._work(method, work, report.host_bytes),
             method.plan(),
         )
 
@@ -133,11 +133,10 @@ class Predictor:
             method, report = self._track(bench, settle, partial(_Watched, work=work))
             return method, report, sum(_blocks(tensor) for tensor in bench.batch)
 
-    def _work(self, method: Method, work: Work) -> float | None:
+    def _work(self, method: Method, work: Work, host_bytes: int) -> float | None:
         if method.abridged is None or not self.fake:
-            return work.total
+            return work.total + crossings(host_bytes)
         added = method.added_work()
-        # A fused kernel is no slower than BPTT's operators, but its fallback under fake tensors counts one by one.
         bases = [self._base_work(name) for name in (method.baseline, self.subject.spec.method.name)]
         known = [work for work in bases if work is not None]
         return None if added is None or not known else min(known) + added

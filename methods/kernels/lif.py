@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from harness import ledger
 from methods.kernels import lif_torch
 from methods.kernels.choice import triton_at
 from methods.kernels.lif_torch import Neuron
@@ -47,7 +48,8 @@ def sequence(x: Tensor, v0: Tensor | float, q: Tensor | None, neuron: Neuron, sa
     inputs = (value for value in (x, v0, q) if isinstance(value, Tensor))
     if torch.is_grad_enabled() and any(value.requires_grad for value in inputs):
         return _Sequence.apply(x, v0, q, neuron, save)
-    spikes, v, _ = kernel(x.device).forward(x, v0, q, neuron, keep=False)
+    with ledger.kernel(2 * x.nbytes):  # x and s
+        spikes, v, _ = kernel(x.device).forward(x, v0, q, neuron, keep=False)
     return spikes, v
 
 
@@ -56,7 +58,9 @@ class _Sequence(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, v0: Tensor | float, q: Tensor | None, neuron: Neuron, save: Save
     ) -> tuple[Tensor, Tensor]:
-        spikes, v, u = kernel(x.device).forward(x, v0, q, neuron, keep=save == "membrane")
+        keep = save == "membrane"
+        with ledger.kernel((3 if keep else 2) * x.nbytes):  # x, s and, where it is kept, u
+            spikes, v, u = kernel(x.device).forward(x, v0, q, neuron, keep=keep)
         # Attributes, not saved_tensors: those stay alive until the backward is over.
         ctx.kept, ctx.q, ctx.neuron = pack(x, RAW) if u is None else u, q, neuron
         ctx.v0 = v0 if u is None or q is not None else 0.0
@@ -73,9 +77,11 @@ class _Sequence(torch.autograd.Function):
             u, device = kept, kept.device
         else:
             x, device = unpack(kept), kept.payload.device
-            u = kernel(device).membranes(x, ctx.v0, ctx.q, ctx.neuron)
+            with ledger.kernel(2 * x.nbytes):  # x, u
+                u = kernel(device).membranes(x, ctx.v0, ctx.q, ctx.neuron)
             del x
         del kept
-        grad_x, grad_v0, grad_q = kernel(device).backward(grad, grad_v, u, ctx.v0, ctx.q, ctx.neuron)
+        with ledger.kernel(3 * u.nbytes):  # g, u and the input's gradient
+            grad_x, grad_v0, grad_q = kernel(device).backward(grad, grad_v, u, ctx.v0, ctx.q, ctx.neuron)
         needs_x, needs_v0, *_ = ctx.needs_input_grad
         return grad_x if needs_x else None, grad_v0 if needs_v0 else None, grad_q, None, None

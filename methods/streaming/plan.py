@@ -35,6 +35,10 @@ ATTEMPTS = 8
 TOLERANCE, SLACK = 0.02, 256 << 10
 """``min`` takes the least work within this part of the smallest possible peak, or so many bytes if that is more (our
 choice). Without it a net of a few hundred kilobytes ran sample by sample, 14 times slower than BPTT, to save a few."""
+SEGMENT, SHARE = 2 << 20, 16
+"""``min`` takes as many bytes more as CUDA's caching allocator reserves at once for small blocks, and rounds large ones to
+(``kSmallBuffer``, ``kRoundLarge`` in ``c10/cuda/CUDACachingAllocator.cpp``): fewer cannot be seen in reserved memory. But
+never more than this part of BPTT's peak (our choice), so that what is saved on a small net stays most of it."""
 CACHED_PLANS = 256
 """How many plans a process remembers (our choice): a cell prepares the same model several times."""
 
@@ -48,7 +52,8 @@ class Budget:
 
     Args:
         bytes: at most so many, with parameters, buffers, gradients and inputs, without optimizer state.
-        fraction: or at most this part of what BPTT holds; neither: as little as is worth its work (:data:`TOLERANCE`).
+        fraction: or at most this part of what BPTT holds; neither: as little as is worth its work (:data:`TOLERANCE`,
+            :data:`SEGMENT`).
     """
 
     bytes: int | None = None
@@ -181,6 +186,8 @@ class _Planner:
         modes = self._least_work(smallest)
         least = self.exact(modes)
         slack = max(int(TOLERANCE * least), SLACK)
+        if slack < SEGMENT:
+            slack = max(slack, min(SEGMENT, self._bptt() // SHARE))
         found = self._within(least + slack, smallest + slack, smallest)
         modes, peak = (modes, least) if isinstance(found, int) else found
         return Chosen(modes, peak, None, least, self._added(modes))

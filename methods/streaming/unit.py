@@ -18,7 +18,7 @@ Backward, with the incoming gradient ``g``::
 instead, ``back="once"`` keeps ``y`` from the first pass for the second. Without batch statistics there is no first
 pass. Where ``grad_x`` has the shape of ``g`` it takes its memory: a chunk of ``g`` is not needed once it was read.
 
-Under fake tensors, which have no values, two chunks stand for all where all are alike: the bytes are the same.
+Under fake tensors, which have no values, two chunks stand for all of their length: the bytes are the same.
 """
 
 from __future__ import annotations
@@ -129,8 +129,10 @@ def chunks_of(x: Rows, chunks: int, grows: bool) -> Iterator[tuple[int, int, int
     batch = x.shape[1]
     length = -(-batch // chunks)
     bounds = [(a, min(a + length, batch)) for a in range(0, batch, length)]
-    few = lif_stream.valueless(x.payload) and batch % length == 0
-    telling = (0, len(bounds) - 1 if grows else 1)
+    few = lif_stream.valueless(x.payload)
+    # The last may be shorter than all others: it runs, and of those that are alike the last before it.
+    alike = batch // length
+    telling = (0, alike - 1 if grows else 1, len(bounds) - 1 if alike < len(bounds) else 0)
     for index, (a, b) in enumerate(bounds):
         yield index, a, b, not few or index in telling
 

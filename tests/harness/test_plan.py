@@ -3,9 +3,10 @@
 import re
 
 import pytest
+import torch
 from click.testing import CliRunner
 
-from harness import cli, memory, predict, registry
+from harness import cli, ledger, memory, predict, registry
 from harness.api import cell
 from harness.contracts import DataInfo, Method
 from harness.errors import UsageError
@@ -16,6 +17,7 @@ from harness.plan.planning import optimizer_bytes
 from harness.plan.predictor import Cost, Predictor, Subject
 from harness.plan.search import Largest
 from harness.plan.size import Budget, parse_shape, parse_size, show_size
+from harness.plan.work import Work
 from harness.spec import Ref
 from tests.harness import cells
 
@@ -234,3 +236,25 @@ def test_a_model_that_cannot_take_the_input_is_one_error():
     said = call("--model", "convnet", "--input", "1,1,1", "--classes", 2)
     assert said.exit_code == 2
     assert "--model convnet: convnet halves its input" in said.stderr
+
+
+def test_a_fallback_is_work_of_the_kernel_that_it_stands_for():
+    with Work() as work:
+        x = torch.ones(8)
+        before = work.bytes
+        for _ in range(2):
+            with ledger.kernel(100):
+                _ = (x * 2 + 1) @ x
+        assert (work.bytes - before, work.flops) == (200, 0)
+        _ = x * 2
+        assert work.bytes - before == 200 + 2 * 32
+
+
+def test_a_fused_neuron_is_less_work_and_the_way_to_the_host_is_more():
+    about = subject()
+    costs = {name: Predictor(about, registry.complete("methods", name, {}, "here")).base()
+             for name in ("bptt", "bptt-fused", "offload")}  # fmt: skip
+    assert costs["bptt-fused"].work < 0.9 * costs["bptt"].work
+    there_and_back = 2 * 1555e9 / 31.5e9 * costs["offload"].host_bytes
+    assert costs["offload"].host_bytes > 0
+    assert costs["offload"].work >= costs["bptt"].work + there_and_back

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 
 from methods import _profile as profile
 from methods._measure import faking
+from methods.streaming import backward, forward
 from methods.streaming.costs import modes_of
 from methods.streaming.parse import parse
 from methods.streaming.plan import SLACK, TOLERANCE, Budget, TooSmall, _Planner, rule_widths
-from methods.streaming.unit import Mode
+from methods.streaming.unit import Mode, chunks_of
 from tests.methods.nets import batch, build, conv, lif, loss, over_time, plif
 from tests.methods.test_memory import track
 from tests.methods.test_streamed import SEW, streamed
@@ -65,6 +67,27 @@ def test_every_budget_is_met_and_more_of_it_is_never_more_work(planned, one, two
     assert planned.work(large.modes) <= planned.work(small.modes)
 
 
+@pytest.mark.parametrize("chunks", [3, 4, 7])
+def test_chunks_left_out_under_fake_tensors_change_no_byte(chunks, monkeypatch):
+    """Of seven samples: 3 3 1, 2 2 2 1 and seven."""
+
+    def all_run(x, chunks, grows):
+        return ((index, a, b, True) for index, a, b, _ in chunks_of(x, chunks, grows))
+
+    x, _ = batch(2, 7)
+    model = net()
+    with faking() as mode:
+        planner = _Planner(model, profile.meta_of(x), loss(), rule_widths(parse(model)), PLAIN, mode)
+        steps = planner._program.steps
+        ways = dict.fromkeys(replace(way, chunks=chunks) for step in steps for way in modes_of(step, 7))
+        plans = [tuple(way if step.unit else Mode() for step in steps) for way in ways]
+        abridged = [planner.exact(plan) for plan in plans]
+        for place in (forward, backward):
+            monkeypatch.setattr(place, "chunks_of", all_run)
+        planner._peaks.clear()
+        assert abridged == [planner.exact(plan) for plan in plans]
+
+
 def test_below_the_smallest_there_is_no_plan(planned):
     with pytest.raises(TooSmall, match=f"smallest peak of this model, {planned.least} bytes"):
         planned.chosen(planned.least - 1)
@@ -83,6 +106,21 @@ def test_min_spares_work_where_the_bytes_are_few(planned):
     assert planned.least <= planned.min.peak_bytes <= planned.least + max(SLACK, TOLERANCE * planned.least)
     assert planned.work(planned.min.modes) < planned.work(strict.modes)
     assert planned.min.added < strict.added
+
+
+def test_min_takes_what_an_allocator_cannot_give_back(planned, monkeypatch):
+    """Up to a segment more, if that is a small part of BPTT's peak."""
+    for name, value in {"TOLERANCE": 0.0, "SLACK": 0, "SHARE": 8}.items():
+        monkeypatch.setattr(f"methods.streaming.plan.{name}", value)
+    part = planned.bptt // 8
+    found = {}
+    for segment in (0, part // 4, 10 * part):
+        monkeypatch.setattr("methods.streaming.plan.SEGMENT", segment)
+        found[segment] = planned.chosen()
+        assert planned.least <= found[segment].peak_bytes <= planned.least + min(segment, part)
+    none, little, whole = (planned.work(each.modes) for each in found.values())
+    assert none >= little >= whole
+    assert none > whole
 
 
 def test_work_is_added_by_what_runs_again_alone(planned):

@@ -77,10 +77,10 @@ class ForkServer:
 
     def stop(self) -> None:
         """End the server, which would otherwise import to the end before it sees that nobody needs it."""
-        # the process id is not public before a child has told it
-        pid = self.pid or getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
+        pid = self.pid or _running()
         if pid is not None and not _ended(pid):
             os.kill(pid, signal.SIGKILL)
+            self.died(pid)
         self._state = None
 
     def state(self) -> ServerState:
@@ -140,7 +140,7 @@ class ForkServer:
                 # the first start after a server was killed can still meet its remains
                 if attempt == 2:
                     raise ServerError(f"the fork server started no child: {type(error).__name__}: {error}") from error
-                if self.died(self.pid):
+                if self.died(self.pid or _running()):
                     self._state = None
                 continue
             return process
@@ -212,6 +212,12 @@ class Call:
         self.process.join()
         self.channel.close()
         self.process.close()
+
+
+def _running() -> int | None:
+    """The process id of this process's server, which is not public before a child has told it; None without one."""
+    pid: int | None = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
+    return pid
 
 
 def _ended(child: int) -> bool:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,10 @@ Launch = Callable[[CellSpec, str], tuple[Outcome, Record | None]]
 
 
 @pytest.fixture(scope="module")
-def server() -> ForkServer:
-    return ForkServer()
+def server() -> Iterator[ForkServer]:
+    made = ForkServer()
+    yield made
+    made.stop()  # it remembers the plugins of now; later tests install others
 
 
 @pytest.fixture

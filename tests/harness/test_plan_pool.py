@@ -19,7 +19,9 @@ BUDGET = Budget.of("1GiB", 0)
 
 @pytest.fixture(scope="module")
 def server():
-    return ForkServer()
+    made = ForkServer()
+    yield made
+    made.stop()  # it remembers the plugins of now; later tests install others
 
 
 def asked():

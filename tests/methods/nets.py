@@ -26,7 +26,7 @@ class PerStepBatchNorm2d(layer.BatchNorm2d):
 
 
 class AddBlock(nn.Module):
-    """A residual block as a user writes it, which no width rule knows: identity + conv - norm - neuron."""
+    """A residual block as a user writes it: identity + conv - norm - neuron."""
 
     def __init__(self, channels: int, node: Node, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()

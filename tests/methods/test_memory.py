@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from spikingjelly.activation_based import layer
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from harness.contracts import StagedModel
@@ -31,6 +31,17 @@ def deep(norm: Any = per_step) -> StagedModel:
 def flat(norm: Any = over_time) -> StagedModel:
     """All stages binary by rule."""
     return build(norm=norm, middle=lambda c: conv(c, c, lif(), norm))
+
+
+class Closed(AddBlock):
+    """A block of which nothing is known beforehand: it holds a parameter of its own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, lif(), per_step)
+        self.own = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.own.detach()
 
 
 def track(method: Any, model: StagedModel, x: Any, y: Any, autocast: bool = False) -> LedgerReport:
@@ -109,11 +120,11 @@ def test_fake_tensors_cost_the_same_bytes(method, autocast, net):
 
 def test_prediction_without_a_replay_keeps_unknown_inputs_raw():
     x, y = batch(4)
-    real = track(CheckpointCompress(), deep(), x, y)
-    model = deep()
+    made = [build(norm=per_step, middle=lambda c: nn.Sequential(Closed(c), nn.Identity())) for _ in range(2)]
+    real = track(CheckpointCompress(), made[0], x, y)
     with FakeTensorMode() as mode:
         method = CheckpointCompress()
-        fake = track(method, convert(model, mode), mode.from_tensor(x), mode.from_tensor(y))
+        fake = track(method, convert(made[1], mode), mode.from_tensor(x), mode.from_tensor(y))
     assert method.plan()["width_source"] == "rule"
     assert fake.saved_bytes is not None
     assert real.saved_bytes is not None

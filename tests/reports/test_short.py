@@ -50,6 +50,18 @@ def test_an_exact_method_that_broke_its_promise_is_no_answer():
     assert row[1].value == "checkpoint"
 
 
+def test_a_method_timed_against_two_baselines_takes_part_once():
+    winner = next(m for m in METHODS if m.ref.name == "checkpoint-compress")
+    again = [b.record(winner, 900 + s, T=8, seed=s, baseline="checkpoint") for s in (0, 1, 2)]
+    grid, found = answers(all_ok() + again)
+    titles = [head.title for head in grid.heads]
+    row = found["least memory, BPTT's gradient", False]
+    assert row[1].value.startswith("checkpoint-compress against ")
+    assert row[titles.index("next best")].text.startswith("checkpoint: ")
+    exact = {m.ref.name for m in METHODS if m.exact}
+    assert row[titles.index("of")].value == len(exact)
+
+
 def test_read_off_the_group_with_most_methods():
     records = all_ok(METHODS[:4], steps=(32,)) + all_ok(steps=(4,))
     grid, found = answers(records)

@@ -34,3 +34,16 @@ def test_a_system_without_it_says_why(tmp_path, monkeypatch: pytest.MonkeyPatch)
         pass
     assert peak.bytes is None
     assert "cannot be reset" in (peak.reason or "")
+
+
+def test_memory_freed_earlier_does_not_hide_a_rise() -> None:
+    """Regression: blocks of the heap were taken from pages that an earlier step had freed, and the peak did not rise."""
+    np.ones(32 * MIB, dtype=np.uint8)  # once a block of this size was freed, glibc takes smaller ones from its heap
+    earlier = [np.ones(4 * MIB, dtype=np.uint8) for _ in range(64)]
+    last = np.ones(4 * MIB, dtype=np.uint8)  # while the heap's end is in use, glibc keeps what is freed below it
+    del earlier
+    with HostPeak() as peak:
+        blocks = [np.ones(4 * MIB, dtype=np.uint8) for _ in range(64)]
+    assert peak.bytes is not None
+    assert peak.bytes >= 0.95 * sum(block.nbytes for block in blocks)
+    assert last.all()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import gc
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
-from harness.build import Bench
 from harness.host import HostPeak
 from harness.ledger import Ledger
 from harness.memory import track as measure
@@ -125,28 +125,27 @@ def test_the_device_holds_less_and_the_host_the_rest(autocast):
     assert sum(ours.split.values()) == ours.peak_bytes
 
 
-def test_the_host_peak_of_the_process_rises():
+def test_the_host_peak_of_the_process_rises_by_the_copies():
     """On a CPU device and host are one memory: the copies come on top, for as long as a layer's originals live."""
-    peaks = {}
-    for method in ("bptt", "offload"):
-        spec = make_spec(method, net={"channels": [64, 64], "norm": "none"}, sample=[3, 32, 32], batch=32, T=8)
-        bench = make_bench(spec)
-        peaks[method] = host_peak(bench)
-    if peaks["bptt"] is None:
+    size, layers, peaks = 32 << 20, 6, {}
+    for offloaded in (False, True):
+        pool, originals = HostPool([]), [torch.ones(size // 4, requires_grad=True)]
+        hooks = saved_tensors_hooks(pool.pack, pool.unpack) if offloaded else nullcontext()
+        gc.collect()
+        with HostPeak() as peak, hooks:
+            for _ in range(layers):
+                originals.append(originals[-1].sin())
+        peaks[offloaded] = peak.bytes
+    if peaks[False] is None:
         pytest.skip("VmHWM cannot be reset here")
-    assert peaks["offload"] > peaks["bptt"] + (32 << 20), peaks
+    assert pool.copied_bytes == layers * size
+    assert peaks[True] - peaks[False] == pytest.approx(pool.copied_bytes, rel=0.1)
+
+
+def test_a_measured_step_splits_what_lives_between_device_and_host():
     bptt, ours = (measure(make_bench(make_spec(m)).trainer(), make_bench(make_spec(m))) for m in ("bptt", "offload"))
-    assert ours.host_bytes > 0
+    assert bptt.host_bytes == 0 < ours.host_bytes
     assert ours.peak_bytes < bptt.peak_bytes
-
-
-def host_peak(bench: Bench) -> int | None:
-    trainer = bench.trainer()
-    trainer.step(*bench.batch)
-    gc.collect()
-    with HostPeak() as peak:
-        trainer.step(*bench.batch)
-    return peak.bytes
 
 
 def test_the_plan_says_that_it_is_emulated():

@@ -40,6 +40,7 @@ def guard() -> None:
     server, not the parent, is this process's parent for the kernel: nothing else tells of the parent's death.
     """
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # was blocked where the server started
     threading.Thread(target=_die_with_parent, daemon=True, name="parent-watch").start()
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from types import ModuleType
@@ -72,6 +72,7 @@ class ForkServer:
         if self.alive():
             return
         _CONTEXT.set_forkserver_preload(list(self.preload))
+        resource_tracker.ensure_running()  # the server would start it, which unblocks SIGINT
         with _environment(SERVER_ENVIRONMENT), _deaf_to_ctrl_c():
             forkserver.ensure_running()
 
@@ -267,15 +268,20 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _deaf_to_ctrl_c() -> Iterator[None]:
-    """What starts inside ignores SIGINT, as the server does later by itself: Ctrl-C is for the parent to deal with."""
+    """What starts inside ignores SIGINT, as the server does later by itself: Ctrl-C is for the parent to deal with.
+
+    The parent deals with it at the end: a signal that is blocked waits, one that is only ignored would be lost.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 @contextmanager

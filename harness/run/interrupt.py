@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -22,7 +24,7 @@ class Interrupt:
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self._at_once = False
         self.reader, self._writer = os.pipe()
         self._before: dict[signal.Signals, Any] = {}
 
@@ -42,8 +44,20 @@ class Interrupt:
         if self.requested:
             raise StoppedError
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While entered, a signal raises :class:`StoppedError` wherever it strikes: for long waits that hold nothing."""
+        self._at_once = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._at_once = False
+
     def _handler(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
         os.write(self._writer, b"\0")
+        if self._at_once:
+            raise StoppedError

@@ -93,6 +93,8 @@ def repeat(record: Record, store: Store, timeout_s: float, interrupt: Interrupt)
     """
     store.check_writable()
     server = ForkServer()
+    with interrupt.at_once():  # the server's imports take seconds
+        server.state()
     devices = cuda_tokens(server) if kind_of(record.spec) == "cuda" else ()
     if kind_of(record.spec) == "cuda" and not devices:
         raise UsageError("the record's cell needs a CUDA device, and there is none here")

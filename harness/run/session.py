@@ -128,6 +128,8 @@ class Run:
         return RunResult(Counter(self.statuses.values()), self.measured, self.order_seed)
 
     def _measure(self) -> None:
+        with self.interrupt.at_once():  # the server's imports take seconds
+            self.server.state()
         self.devices = self._devices()
         order = running_order(self.selection.todo, self.order_seed)
         self._log(order)

@@ -35,14 +35,14 @@ NONE = "-"
     metavar="M,...",
     multiple=True,
     callback=words,
-    help="Only these measures: peak, saved, allocated, time, fidelity, accuracy. Default: all.",
+    help="Only these measures: peak, saved, allocated, ratio, time, fidelity, accuracy. Default: all.",
 )
 @click.option(
     "--threshold",
     metavar="P",
     default="5%",
     show_default=True,
-    help="Bytes, times and gradient errors are worse from here on.",
+    help="Bytes, ratios, times and gradient errors are worse from here on.",
 )
 @click.option(
     "--margin",
@@ -51,6 +51,7 @@ NONE = "-"
     show_default=True,
     help="Accuracies are worse from here on, in percentage points.",
 )
+@click.option("--absolute", is_flag=True, help="Judge step times themselves, too: two runs on one quiet machine.")
 @click.option("--all", "everything", is_flag=True, help="Show what is the same, too.")
 @click.option(
     "--format",
@@ -69,14 +70,19 @@ def compare(
     metric: frozenset[str],
     threshold: str,
     margin: str,
+    absolute: bool,
     everything: bool,
     form: str,
 ) -> None:
     """What changed from STORE_A to STORE_B, by the identity of cells.
 
     A cell is missing (only in A), new (only in B), failed now, fixed, changed or the same. Bytes of the ledger are
-    compared exactly; times only where machine and environment are the same, by their medians and intervals; gradients
-    by their error against BPTT; accuracies by the differences over seeds.
+    compared exactly; gradients by their error against BPTT; accuracies by the differences over seeds.
+
+    Times are compared only where machine and environment are the same, and by the ratio to the baseline, which was
+    timed in turn: it is worse beyond the threshold and beyond what ratios scatter by from run to run. How the
+    baseline's own times moved is told, not judged: a slower machine looks like slower code. Where cells were run
+    several times (run --fresh), their mean counts, and the scatter is measured.
 
     Exit code 1: a cell failed now, or a measure is worse beyond its threshold. Cells that are missing do not count.
     """
@@ -88,7 +94,7 @@ def compare(
 
     for name in metric - set(METRICS):
         raise unknown("measure", name, METRICS, "--metric")
-    limits = Limits(_fraction(threshold, "--threshold"), _fraction(margin, "--margin"))
+    limits = Limits(_fraction(threshold, "--threshold"), _fraction(margin, "--margin"), absolute)
     stores = Store(store_a), Store(store_b)
     suites = _suites(stores, suite)
     before, after = (list(_records(store, suites)) for store in stores)
@@ -146,12 +152,17 @@ def _tell(found: Comparison, stores: tuple[Path, Path], form: str, everything: b
         csv.writer(out, lineterminator="\n").writerows([HEADERS, *rows])
         click.echo(out.getvalue(), nl=False)
         return
-    click.echo(f"A: {stores[0]}\nB: {stores[1]}\n{_counts(found)}")
+    click.echo(f"A: {stores[0]}\nB: {stores[1]}")
+    for line in _places(found):
+        click.echo(line)
+    click.echo(_counts(found))
     if rows:
         click.echo()
         (print_table if form == "table" else _print_markdown)(HEADERS, rows)
     for note, count in _not_compared(found).items():
-        click.echo(f"\nnot compared: {count} of the times and allocator's bytes: {note}")
+        click.echo(f"\nnot compared: ratio, time or allocator's bytes of {_cells(count)}: {note}")
+    for line in _times(found):
+        click.echo(f"\n{line}")
 
 
 def _counts(found: Comparison) -> str:
@@ -162,13 +173,40 @@ def _counts(found: Comparison) -> str:
     return f"{found.shared} cells in both; {counts}; {worse or 'nothing'} worse"
 
 
+def _cells(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count} cells"
+
+
+def _places(found: Comparison) -> Iterator[str]:
+    """What of machine, environment and code differs."""
+    for each in found.places:
+        sides = [", ".join(values[:2]) + (", ..." if len(values) > 2 else "") for values in (each.before, each.after)]
+        yield f"differs in {_cells(each.cells)}: {each.fact}: {sides[0]} -> {sides[1]}"
+
+
 def _not_compared(found: Comparison) -> Counter[str]:
-    return Counter(
-        delta.note
+    notes = [
+        {delta.note for delta in row.deltas if delta.verdict == "not compared" and delta.metric != "accuracy"}
         for row in found.rows
-        for delta in row.deltas
-        if delta.verdict == "not compared" and delta.metric != "accuracy"
-    )
+    ]
+    return Counter(note for each in notes for note in each)
+
+
+def _times(found: Comparison) -> Iterator[str]:
+    """How the baselines moved, which nothing judges; and from where on a ratio is judged."""
+    same = all(each.fact != "code.sha256" for each in found.places)
+    for shift in found.shifts:
+        timings = f"{shift.count} timings: {shift.low:.2f} to {shift.high:.2f}" if shift.count > 1 else "1 timing"
+        ratios = "" if shift.ratios is None else f", ratios to it {shift.ratios:.2f} times (median)"
+        cause = "the code is the same" if same else "machine or code"
+        told = f"{shift.baseline} itself takes {shift.factor:.2f} times as long in B ({timings}){ratios}"
+        yield f"{told}; not judged: {cause}"
+    if found.ratio_limits and found.noise is not None:
+        low, high = (f"{found.ratio_limits[i]:.2f}" for i in (0, -1))
+        limit = low if low == high else f"{low} to {high}"
+        scatter = found.noise.run_to_run
+        source = "assumed; run --fresh in both stores measures it" if scatter is None else f"{100 * scatter:.1f} %"
+        yield f"ratios are judged from {limit} times on (scatter from run to run: {source})"
 
 
 def _lines(row: Row, everything: bool) -> list[list[str]]:
@@ -177,7 +215,8 @@ def _lines(row: Row, everything: bool) -> list[list[str]]:
 
     label = cell_label(row.spec)
     over_seeds = any(delta.metric == "accuracy" for delta in row.deltas)
-    shown = [delta for delta in row.deltas if everything or delta.verdict not in ("same", "not compared")]
+    hidden = () if everything else ("same", "not judged", "not compared")
+    shown = [delta for delta in row.deltas if delta.verdict not in hidden]
     lines = [[row.suite, label, row.kind, *_measure(delta)] for delta in shown]
     if row.before != row.after or row.failed or row.fixed:
         phases = ", ".join(row.failed or row.fixed)
@@ -202,6 +241,8 @@ def _value(delta: Delta, value: float | None) -> str:
     if value is None:
         return NONE
     match delta.metric:
+        case "ratio":
+            return f"{value:.3f}"
         case "time":
             return f"{1e3 * value:.4g} ms"
         case "fidelity":
@@ -217,7 +258,9 @@ def _interval(delta: Delta) -> str:
         return f"95 % interval {low:+.2f} to {high:+.2f} points"
     if delta.before_interval is None or delta.after_interval is None:
         return ""
-    ends = [f"{1e3 * low:.4g} to {1e3 * high:.4g} ms" for low, high in (delta.before_interval, delta.after_interval)]
+    scale, digits, unit = (1, ".3f", "") if delta.metric == "ratio" else (1e3, ".4g", " ms")
+    intervals = delta.before_interval, delta.after_interval
+    ends = [f"{scale * low:{digits}} to {scale * high:{digits}}{unit}" for low, high in intervals]
     return f"95 % intervals {ends[0]} and {ends[1]}"
 
 
@@ -242,5 +285,14 @@ def _document(found: Comparison, stores: tuple[Path, Path]) -> dict[str, Any]:
         }
         for row in found.rows
     ]
-    names = [str(store) for store in stores]
-    return {"a": names[0], "b": names[1], "shared": found.shared, "counts": dict(found.counts), "rows": rows}
+    return {
+        "a": str(stores[0]),
+        "b": str(stores[1]),
+        "shared": found.shared,
+        "counts": dict(found.counts),
+        "differences": [asdict(each) for each in found.places],
+        "shifts": [asdict(each) for each in found.shifts],
+        "ratio_limits": found.ratio_limits,
+        "run_to_run": None if found.noise is None else found.noise.run_to_run,
+        "rows": rows,
+    }

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.compare.measures import METRICS, Delta, Limits, deltas
+from harness.compare.places import Difference, differences
 from harness.compare.seeds import accuracy, trained
+from harness.compare.sides import Noise, Shift
+from harness.compare.times import Key, Times
 from harness.record import Record, Status
 from harness.spec import CellSpec
-from harness.store import is_later
 
 Kind = Literal["failed now", "missing", "changed", "fixed", "new", "same"]
 KINDS: tuple[Kind, ...] = ("failed now", "missing", "changed", "fixed", "new", "same")
 """In the order of a table."""
-Key = tuple[str, str]
-"""Suite and cell."""
 NEAR = 20
 """Cells of B that :func:`nearest` looks at (our choice: in a store that shares nothing, each is as good as another)."""
 
@@ -60,10 +60,18 @@ class Comparison:
     Args:
         rows: of every cell, and of every cell that was trained over its seeds; by kind, then in A's order.
         shared: how many cells are in both.
+        shifts: how the baselines' own times moved.
+        noise: what chance does to the ratios.
+        ratio_limits: of every judged ratio, the factor from where on it is worse or better; ascending.
+        places: what of machine, environment and code differs between cells that are in both.
     """
 
     rows: tuple[Row, ...]
     shared: int
+    shifts: tuple[Shift, ...] = ()
+    noise: Noise | None = None
+    ratio_limits: tuple[float, ...] = ()
+    places: tuple[Difference, ...] = ()
 
     @property
     def counts(self) -> Counter[str]:
@@ -85,19 +93,24 @@ def compare(
     """What changed from one set of records to another.
 
     Args:
-        before: of store A; of several runs of a cell the latest counts.
+        before: of store A; of several runs of a cell the latest counts, and times are averaged over those of its code.
         after: of store B.
         limits: from where on a change counts; default: :class:`Limits`.
         metrics: which measures, names of :data:`METRICS`.
     """
     limits, wanted = limits or Limits(), frozenset(metrics)
-    old, new = latest(before), latest(after)
+    runs = histories(before), histories(after)
+    old, new = ({key: found[-1] for key, found in side.items()} for side in runs)
+    times = Times(*runs, limits)
     keys = [*old, *(key for key in new if key not in old)]
-    rows = [_row(old.get(key), new.get(key), wanted, limits) for key in keys]
+    rows = [_row(old.get(key), new.get(key), wanted, limits, times) for key in keys]
     if "accuracy" in wanted:
         rows += _over_seeds(list(old.values()), list(new.values()), limits)
     rows.sort(key=lambda row: KINDS.index(row.kind))
-    return Comparison(tuple(rows), len(old.keys() & new.keys()))
+    moved = tuple(times.shifts) if {"ratio", "time"} & wanted else ()
+    limited = tuple(times.limits()) if "ratio" in wanted else ()
+    places = tuple(differences((old[key], new[key]) for key in old if key in new))
+    return Comparison(tuple(rows), len(old.keys() & new.keys()), moved, times.noise, limited, places)
 
 
 def nearest(before: Iterable[Record], after: Iterable[Record]) -> list[str]:
@@ -114,13 +127,14 @@ def nearest(before: Iterable[Record], after: Iterable[Record]) -> list[str]:
     return min(pairs, key=len, default=[])
 
 
-def latest(records: Iterable[Record]) -> dict[Key, Record]:
-    """The latest record of each cell of a suite."""
-    found: dict[Key, Record] = {}
+def histories(records: Iterable[Record]) -> dict[Key, list[Record]]:
+    """The latest record of each cell of a suite, behind its earlier runs under the same fingerprint."""
+    found: dict[Key, list[Record]] = {}
     for record in records:
-        key = record.suite, record.cell
-        if key not in found or is_later(record, found[key]):
-            found[key] = record
+        found.setdefault((record.suite, record.cell), []).append(record)
+    for key, runs in found.items():
+        runs.sort(key=lambda record: (record.created, record.run_id))
+        found[key] = [record for record in runs if record.fingerprint == runs[-1].fingerprint]
     return found
 
 
@@ -128,11 +142,13 @@ def _fields(one: CellSpec, other: CellSpec) -> list[str]:
     return [name for name in type(one).model_fields if getattr(one, name) != getattr(other, name)]
 
 
-def _row(before: Record | None, after: Record | None, wanted: frozenset[str], limits: Limits) -> Row:
+def _row(before: Record | None, after: Record | None, wanted: frozenset[str], limits: Limits, times: Times) -> Row:
     if before is None or after is None:
         return _only(before, after)
     failed, fixed = _lost(before, after), _lost(after, before)
-    found = tuple(deltas(before, after, wanted, limits))
+    key = before.suite, before.cell
+    unsorted = [*deltas(before, after, wanted, limits), *times.deltas(key, wanted)]
+    found = tuple(sorted(unsorted, key=lambda delta: METRICS.index(delta.metric)))
     if failed or fixed:
         kind: Kind = "failed now" if failed else "fixed"
     else:

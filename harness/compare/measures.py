@@ -2,7 +2,7 @@
 
 * **bytes of the ledger** repeat exactly on any machine with the same kernels: any difference is a change;
 * **allocator's bytes** and **times** depend on the machine and its libraries: they are compared only where these are the
-  same, and a time has changed only where the intervals of both medians lie apart;
+  same; how times are judged is told in :mod:`harness.compare.times`;
 * **fidelity** has changed where a gradient stops or begins to be exact, or where one that is not exact moves by more
   than the threshold: rounding is no change.
 
@@ -17,17 +17,19 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from harness.provenance import fingerprint
-from harness.record import Fidelity, Record, Timing
+from harness.record import Fidelity, Record
 from harness.stats import EQUIVALENCE_MARGIN
 
-Metric = Literal["peak", "saved", "allocated", "time", "fidelity", "accuracy"]
-METRICS: tuple[Metric, ...] = ("peak", "saved", "allocated", "time", "fidelity", "accuracy")
-Verdict = Literal["worse", "better", "changed", "same", "not compared"]
+Metric = Literal["peak", "saved", "allocated", "ratio", "time", "fidelity", "accuracy"]
+METRICS: tuple[Metric, ...] = ("peak", "saved", "allocated", "ratio", "time", "fidelity", "accuracy")
+Verdict = Literal["worse", "better", "changed", "same", "not judged", "not compared"]
 Interval = tuple[float, float]
 
 BYTES: dict[Metric, str] = {"peak": "peak_live_bytes", "saved": "saved_bytes", "allocated": "cuda_allocated_bytes"}
 """Fields of a record's memory block."""
-OF_THE_MACHINE: tuple[Metric, ...] = ("allocated", "time")
+TIMES: dict[Metric, str] = {"ratio": "ratio", "time": "step_time_s"}
+"""Fields of a record's timing block."""
+OF_THE_MACHINE: tuple[Metric, ...] = ("allocated", *TIMES)
 """Measures that say nothing across machines or environments."""
 FACTS = ("device", "threads", "cpu.model", "gpu.devices", "python.version", "torch", "packages")
 """Provenance that makes up the environment's part of a fingerprint."""
@@ -40,10 +42,12 @@ class Limits:
     Args:
         threshold: of bytes, times and errors, as a fraction: ``0.05`` is 5 %.
         margin: of accuracies, as a fraction: ``0.01`` is one percentage point.
+        absolute: whether step times are judged themselves: for two runs on one quiet machine.
     """
 
     threshold: float = 0.05
     margin: float = EQUIVALENCE_MARGIN
+    absolute: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,16 @@ class Delta:
     """One measure of a cell in two stores.
 
     Args:
-        metric: what was measured; bytes, seconds, relative L2 error of the gradient, accuracy as a fraction.
-        at: ``initial`` or ``trained`` weights, for the fidelity; else empty.
+        metric: what was measured; bytes, time in the baseline's, seconds, relative L2 error of the gradient, accuracy as
+            a fraction.
+        at: ``initial`` or ``trained`` weights, for the fidelity; the baseline, for a ratio; else empty.
         before: in A; None where it has no value.
         after: in B.
-        before_interval: 95 % interval of a time in A, or of the accuracy's paired difference (then in B's place, too).
-        after_interval: of a time in B.
-        verdict: ``worse`` and ``better`` are beyond the limits, ``changed`` is a difference within them.
+        before_interval: 95 % interval of a time or ratio in A, or of the accuracy's paired difference (then in B's place,
+            too).
+        after_interval: of a time or ratio in B.
+        verdict: ``worse`` and ``better`` are beyond the limits, ``changed`` is a difference within them; ``not judged``:
+            a time that says too little by itself.
         note: why, or why not.
     """
 
@@ -72,7 +79,7 @@ class Delta:
 
 
 def deltas(before: Record, after: Record, wanted: frozenset[str], limits: Limits) -> Iterator[Delta]:
-    """Every measure but the accuracy that at least one of two records has.
+    """Every measure that at least one of two records has, but the accuracy, and times that can be compared.
 
     Args:
         before: of a cell, in A.
@@ -87,9 +94,10 @@ def deltas(before: Record, after: Record, wanted: frozenset[str], limits: Limits
             yield from _judged(
                 metric, one, other, elsewhere, lambda a, b, m=metric: _bytes(m, a, b, before, after, limits)
             )
-    if "time" in wanted:
-        one, other = _field(before.timing, "step_time_s"), _field(after.timing, "step_time_s")
-        yield from _judged("time", one, other, elsewhere, lambda *_: _time(before.timing, after.timing, limits))
+    if elsewhere or before.timing is None or after.timing is None:
+        for metric in (metric for metric in TIMES if metric in wanted):
+            one, other = _field(before.timing, TIMES[metric]), _field(after.timing, TIMES[metric])
+            yield from _judged(metric, one, other, elsewhere)
     if "fidelity" in wanted:
         yield from _fidelities(before, after, limits)
 
@@ -125,7 +133,11 @@ def change(before: float, after: float, threshold: float) -> Verdict:
 
 
 def _judged(
-    metric: Metric, one: float | None, other: float | None, elsewhere: list[str], judge: Callable[..., Delta]
+    metric: Metric,
+    one: float | None,
+    other: float | None,
+    elsewhere: list[str],
+    judge: Callable[..., Delta] | None = None,
 ) -> Iterator[Delta]:
     """A value in both records is judged; one in a single record is a change; none is nothing."""
     if one is None and other is None:
@@ -135,7 +147,7 @@ def _judged(
     elif metric in OF_THE_MACHINE and elsewhere:
         why = f"machine or environment differs: {', '.join(elsewhere)}"
         yield Delta(metric, one, other, "not compared", note=why)
-    else:
+    elif judge is not None:
         yield judge(one, other)
 
 
@@ -145,21 +157,6 @@ def _bytes(metric: Metric, one: float, other: float, before: Record, after: Reco
         verdict = "same"  # library workspaces vary from run to run
     paths = [record.memory.kernel_path if record.memory else "" for record in (before, after)]
     return Delta(metric, one, other, verdict, note="" if paths[0] == paths[1] else f"kernels: {paths[0]} -> {paths[1]}")
-
-
-def _time(before: Timing | None, after: Timing | None, limits: Limits) -> Delta:
-    assert before is not None
-    assert after is not None
-    one, other = ((timing.ci_low_s, timing.ci_high_s) for timing in (before, after))
-    verdict = change(before.step_time_s, after.step_time_s, limits.threshold)
-    note = ""
-    if apart := max(one[0], other[0]) > min(one[1], other[1]):
-        disturbed = [name for name, timing in (("A", before), ("B", after)) if timing.verdict == "disturbed"]
-        if disturbed and verdict in ("worse", "better"):
-            verdict, note = "not compared", f"disturbed in {' and '.join(disturbed)}"
-    if not apart or verdict == "changed":
-        verdict, note = "same", "" if apart or verdict == "same" else "the intervals overlap"
-    return Delta("time", before.step_time_s, after.step_time_s, verdict, "", one, other, note)
 
 
 def _fidelities(before: Record, after: Record, limits: Limits) -> Iterator[Delta]:

@@ -21,7 +21,7 @@ NUMERIC = (
 PACKAGES = ("snnbench", *NUMERIC, "pandas", "pyarrow", "pydantic", "nvidia-ml-py", "submitit")
 """Distributions whose version a reader may ask for."""
 SOURCES = (".py", ".cu", ".cuh", ".cpp", ".h")
-UNMEASURED = frozenset({"cli", "regression", "__pycache__"})
+UNMEASURED = frozenset({"cli", "compare", "regression", "__pycache__"})
 """Folders whose code no cell runs: a change there makes no record stale."""
 GIT_TIMEOUT_S = 2.0
 

@@ -103,31 +103,6 @@ def test_the_threshold_is_a_share():
 
 
 @pytest.mark.parametrize(
-    ("step", "low", "high", "verdict"),
-    [
-        (0.0213, 0.0211, 0.0215, "same"),
-        (0.0217, 0.0216, 0.0218, "same"),  # beyond the intervals, not beyond the threshold
-        (0.0230, 0.0214, 0.0240, "same"),  # the other way round
-        (0.0230, 0.0228, 0.0232, "worse"),
-        (0.0200, 0.0198, 0.0202, "better"),
-    ],
-)
-def test_times_differ_where_intervals_and_threshold_say_so(step, low, high, verdict):
-    after = sample_record(timing=sample_timing(step_time_s=step, ci_low_s=low, ci_high_s=high))
-    (delta,) = only(sample_record(), after, "time")
-    assert delta.verdict == verdict
-    assert (delta.before, delta.after) == (0.0213, step)
-    assert (delta.before_interval, delta.after_interval) == ((0.0211, 0.0215), (low, high))
-
-
-def test_a_disturbed_time_is_not_judged():
-    slow = {"step_time_s": 0.05, "ci_low_s": 0.049, "ci_high_s": 0.051}
-    after = sample_record(timing=sample_timing(**slow, verdict="disturbed", disturbances=["others"]))
-    (delta,) = only(sample_record(), after, "time")
-    assert (delta.verdict, delta.note) == ("not compared", "disturbed in B")
-
-
-@pytest.mark.parametrize(
     ("facts", "named"),
     [
         ({"cpu": {"model": "another"}}, ["cpu.model"]),
@@ -265,7 +240,14 @@ cells = st.builds(
         phases=sample_record().phases | ({"time": PhaseResult(status=status)} if status != "ok" else {}),
         memory=peak(size),
         fidelity=[sample_fidelity(relative_l2=error, exact=error <= 1e-5)],
-        timing=sample_timing(step_time_s=step, ci_low_s=0.95 * step, ci_high_s=1.05 * step),
+        timing=sample_timing(
+            step_time_s=step,
+            ci_low_s=0.95 * step,
+            ci_high_s=1.05 * step,
+            ratio=step,
+            ratio_low=0.95 * step,
+            ratio_high=1.05 * step,
+        ),
         training=trained(accuracy),
         **(HERE if here else machine(threads=8)),
     ),
@@ -378,7 +360,8 @@ def test_the_command_says_what_it_does_not_compare(tmp_path):
     b = store(tmp_path / "b", sample_record(**machine(threads=8)))
     said = call(a, b)
     assert said.exit_code == 0
-    assert "not compared: 1 of the times and allocator's bytes: machine or environment differs: threads" in said.output
+    told = "not compared: ratio, time or allocator's bytes of 1 cell: machine or environment differs: threads"
+    assert told in said.output
 
 
 @pytest.mark.parametrize(

@@ -56,9 +56,9 @@ class TestCollect:
     def test_is_quick(self):
         seconds = []
         for _ in range(3):
-            begin = time.perf_counter()
+            begin = sum(os.times()[:4])  # of the processor, with children's: others may be busy beside it
             collect("cpu", 1)
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(sum(os.times()[:4]) - begin)
         assert min(seconds) < 1.5
 
     def test_initialises_no_cuda(self):
@@ -245,7 +245,7 @@ class TestGit:
         begin = time.perf_counter()
         with pytest.raises(NotAvailableError, match=r"git took more than 0\.2 s"):
             codefacts.git_root(checkout)
-        assert time.perf_counter() - begin < 10
+        assert time.perf_counter() - begin < 50  # it would sleep for 60
 
 
 class TestMachine:

@@ -75,7 +75,7 @@ class Sleeps(Method):
 def test_paired_rounds_find_a_known_ratio() -> None:
     bench = make_bench(make_spec())
     slow, fast = Sleeps(), Sleeps()
-    slow.seconds = 0.008
+    slow.seconds, fast.seconds = 0.06, 0.03  # a busy machine wakes a sleeper some milliseconds late
     trainers = [Trainer(bench.spec, m, bench.prepared(m)) for m in (slow, fast)]
     measured = timing._rounds(bench.batch, "cpu", trainers[0], trainers[1])
     found = timing.summarise(measured, 6, "bptt", "cpu", None)
@@ -91,12 +91,12 @@ def test_warm_up_waits_until_times_agree() -> None:
 
         def step(self, model: StagedModel, x: Tensor, y: Tensor, loss: Loss, update: Callable[[], None]) -> StepOutput:
             self.calls += 1
-            self.seconds = 0.2 / self.calls if self.calls < 8 else 0.02
+            self.seconds = max(0.02, 1.28 / 2**self.calls)  # halved each time: no delay makes three of them agree
             return super().step(model, x, y, loss, update)
 
     method = Settles()
     count, last = timing.warm_up(Trainer(bench.spec, method, bench.prepared(method)), bench.batch, "cpu")
-    assert count >= 10, "three settled steps after the eighth"
+    assert count >= 7, "three settled steps after the fifth, which a busy machine may make look like them"
     assert 0.02 <= last < 0.2
 
 
@@ -106,13 +106,18 @@ def test_baseline_has_no_ratio_to_itself() -> None:
     assert found.step_time_s > 0
 
 
-def test_method_is_timed_beside_its_baseline() -> None:
+def test_method_is_timed_beside_its_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+    asleep = Sleeps()
+    asleep.seconds = 0.2
+    asked: list[str] = []
+    monkeypatch.setattr(timing, "build_method", lambda spec, name: asked.append(name) or asleep)
     found = timing.measure(make_bench(make_spec("checkpoint")))
+    assert asked == ["bptt"]
     assert found.paired
     assert found.baseline_step_time_s is not None
     assert found.ratio is not None
     assert found.ratio_low is not None
     assert found.ratio_high is not None
     assert found.ratio_low <= found.ratio <= found.ratio_high
-    # Recomputing every stage costs a third or more; a busy machine may hide some of it.
-    assert found.ratio > 0.8
+    assert found.baseline_step_time_s >= asleep.seconds
+    assert found.ratio < 1, "a step of this net takes milliseconds, the baseline that stands in for BPTT sleeps longer"

@@ -25,7 +25,7 @@ def statuses(store):
 
 
 def test_every_way_to_die_leaves_a_record_and_the_others_untouched(tmp_path, store):
-    suite = cells.suite_file(tmp_path, steps=range(2, 9), timeout=4.0)
+    suite = cells.suite_file(tmp_path, steps=range(2, 9), timeout=8.0)
     run = start(suite, store, "fails_in_every_way")
     said, _ = run.communicate(timeout=120)
     assert statuses(store) == {
@@ -35,12 +35,12 @@ def test_every_way_to_die_leaves_a_record_and_the_others_untouched(tmp_path, sto
     phases = {record.spec.T: record.phases for _, record in Store(store).records()}
     assert "no such layer" in phases[2]["train"].traceback
     assert "SIGKILL" in phases[3]["train"].reason
-    assert "limit of 4 s" in phases[4]["train"].reason
-    assert 4.0 <= phases[4]["train"].seconds < 14.0
+    assert "limit of 8 s" in phases[4]["train"].reason
+    assert 8.0 <= phases[4]["train"].seconds < 60.0  # it would sleep for ten minutes
     assert "exit code 0" in phases[6]["train"].reason
     assert "[7/7]" in said
     (note,) = cells.notes(store)
-    until(lambda: not alive(note["pid"]) and not alive(note["grandchild"]), 5)
+    until(lambda: not alive(note["pid"]) and not alive(note["grandchild"]))
 
 
 def test_kill_9_of_the_run_takes_its_cells_along_and_loses_only_them(tmp_path, store):
@@ -49,7 +49,7 @@ def test_kill_9_of_the_run_takes_its_cells_along_and_loses_only_them(tmp_path, s
     notes = until(lambda: len(found := cells.notes(store)) == 2 and statuses(store) and found)
     run.kill()
     run.communicate()
-    until(lambda: not any(alive(note[who]) for note in notes for who in ("pid", "grandchild")), 10.0)
+    until(lambda: not any(alive(note[who]) for note in notes for who in ("pid", "grandchild")))
     (first,) = statuses(store)
     assert statuses(store) == {first: "ok"}
     again = start(suite, store, "records")

@@ -168,7 +168,7 @@ class EventSource(FileSource):
         found = []
         for pool in self.pools.values():
             folder = self.path / pool.folder
-            if not folder.is_dir():
+            if not folder.is_dir() or not (pool.folder or any(folder.iterdir())):  # or a base that nothing is in
                 raise self.missing(folder)
             inner = sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "cache")
             found += [folder, *inner, *([a] if (a := self.archive(pool.download)).is_file() else [])]
@@ -199,6 +199,10 @@ class EventSource(FileSource):
     def names(self, pool: str) -> dict[str, int]:
         """Sizes in bytes of a pool's recordings by their path below its folder, sorted."""
         return files_below(self.path / self.pools[pool].folder, self.suffix)
+
+    def where(self, pool: str, name: str) -> str:
+        """A recording's place in words, for messages."""
+        return str(self.path / self.pools[pool].folder / name)
 
     def packed(self, pool: str) -> dict[str, int] | None:
         """The same as the archive has them; None where it does not list them.
@@ -250,6 +254,7 @@ class EventSource(FileSource):
         reasons, size = [], 0
         for pool in self.pools:
             found = self.names(pool)
+            self._whole(pool, found)
             archive = self.archive(self.pools[pool].download)
             doubt, checksum = self._doubt(pool, found, fresh)
             if doubt is not None:
@@ -261,6 +266,13 @@ class EventSource(FileSource):
             sums[archive.name if doubt is None else f"{pool} recordings"] = checksum
             size += sum(found.values())
         return Verified(sums, "; ".join(reasons) or None, size)
+
+    def _whole(self, pool: str, found: dict[str, int]) -> None:
+        """A file of no bytes is a copy that was cut off; taken for a recording without events it would train as zeros."""
+        empty = [name for name, size in found.items() if size == 0]
+        if empty:
+            where = self.path / self.pools[pool].folder / empty[0]
+            raise Damaged(f"{self.name}: {where} is empty (and {len(empty) - 1} more)", self.again())
 
     def _doubt(self, pool: str, found: dict[str, int], fresh: bool) -> tuple[str | None, str]:
         """Why a pool is not the published one, or None; and its archive's checksum."""
@@ -315,7 +327,7 @@ class Maker:
             need = f"install it: pip install {error.name}"
             raise Unavailable(f"{self.source.name}: reading {name} needs the package {error.name}", need) from error
         except Exception as error:  # a damaged recording can make tonic's readers raise nearly anything
-            where = self.source.path / self.source.pools[pool].folder / name
+            where = self.source.where(pool, name)
             reason = f"{type(error).__name__}: {error}"
             raise Damaged(f"{self.source.name}: {where} cannot be read ({reason})", self.source.again()) from error
 

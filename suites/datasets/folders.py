@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from harness.contracts import DataInfo, DataSplits
+from harness.contracts import DataInfo, DataSplits, Unavailable
 from suites.datasets.cache import Arrays, Cached, DamagedError, read_cache, write_cache
 from suites.datasets.images import Encoder, Files
 from suites.datasets.integrity import Damaged, Verified, check_md5, files_below, listed, stamp
@@ -123,8 +123,11 @@ class FolderSource(FileSource):
         arrays: Arrays = {}
         for part, folder in folders.items():
             arrays |= {f"{part}_{key}": value for key, value in self._list(folder, part).items()}
-        make_folder("cache", self.name)
-        return write_cache(cache, arrays, {"version": VERSION}, durable=False)
+        try:
+            make_folder("cache", self.name)
+            return write_cache(cache, arrays, {"version": VERSION}, durable=False)
+        except Unavailable:  # photographs on a read-only share: listed again by every cell
+            return Cached(arrays, {"version": VERSION}, "")
 
     def _unpack(self) -> None:
         """Unpack a downloaded archive whose folder is not there yet."""
@@ -134,7 +137,7 @@ class FolderSource(FileSource):
         sizes = files_below(folder, self.suffix)
         names = list(sizes)
         if not names:
-            raise Damaged(f"{self.name}: the {part} split in {folder} is empty", self.again())
+            raise Damaged(f"{self.name}: the {part} split in {folder} is empty (no *{self.suffix})", self.again())
         empty = [name for name, size in sizes.items() if size == 0]
         if empty:
             raise Damaged(f"{self.name}: {folder / empty[0]} is empty (and {len(empty) - 1} more)", self.again())

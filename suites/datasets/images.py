@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from suites.datasets.augment import Transform, on_pixels, on_values
+from suites.datasets.integrity import Damaged
 from suites.datasets.options import ImageOptions, PermutedOptions, SequenceOptions
+from suites.torchvision_shim import ensure_torchvision
 
 ImageLike = ImageOptions | SequenceOptions | PermutedOptions
 
@@ -108,6 +110,9 @@ class Files(Dataset[tuple[Tensor, int]]):
         labels: ``[n]``.
         encoder: makes a sequence of an image.
         frame: from a decoded photograph to ``[C, H, W]`` uint8.
+
+    Raises:
+        Damaged: a file that was asked for is not a whole photograph; the message names it.
     """
 
     def __init__(self, paths: Sequence[str], labels: Sequence[int], encoder: Encoder, frame: Any) -> None:
@@ -117,6 +122,15 @@ class Files(Dataset[tuple[Tensor, int]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.encoder(self.frame(self._photograph(self.paths[index])), index), self.labels[index]
+
+    @staticmethod
+    def _photograph(path: str) -> Any:
+        ensure_torchvision()
         from torchvision.datasets.folder import default_loader
 
-        return self.encoder(self.frame(default_loader(self.paths[index])), index), self.labels[index]
+        try:
+            return default_loader(path)
+        except Exception as error:  # PIL's decoders raise nearly anything, mostly without the file's name
+            mend = "move it away and unpack its archive again; nothing was deleted"
+            raise Damaged(f"{path} cannot be read ({type(error).__name__}: {error})", mend) from error

@@ -152,15 +152,27 @@ def members(archive: Path) -> dict[str, int]:
 
 
 def files_below(folder: Path, suffix: str) -> dict[str, int]:
-    """Files whose names end with ``suffix`` and their sizes, by path below ``folder``, sorted."""
+    """Files whose names end with ``suffix`` and their sizes, by path below ``folder``, sorted.
+
+    Raises:
+        Damaged: a link leads nowhere, or a file cannot be looked at.
+    """
     found = {}
     for root, folders, names in os.walk(folder, followlinks=True):
         folders.sort()
         for name in sorted(names):
             if name.lower().endswith(suffix) and not name.startswith("."):
                 path = Path(root, name)
-                found[path.relative_to(folder).as_posix()] = path.stat().st_size
+                found[path.relative_to(folder).as_posix()] = _size(path)
     return dict(sorted(found.items()))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        what = f"the link {path} leads nowhere" if path.is_symlink() else f"cannot look at {path} ({error.strerror})"
+        raise Damaged(what, "mount or restore what it leads to; nothing was deleted") from error
 
 
 def compare(expected: Mapping[str, int], found: Mapping[str, int]) -> str | None:

@@ -120,6 +120,10 @@ class SHD(EventSource):
         path = self.file(pool)
         return {path.name: path.stat().st_size}
 
+    def where(self, pool: str, name: str) -> str:
+        """See :meth:`EventSource.where`."""
+        return f"recording {int(name)} of {self.file(pool)}"
+
     def _labels(self, pool: str) -> dict[str, int]:
         import h5py  # type: ignore[import-untyped, unused-ignore]
 

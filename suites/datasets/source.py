@@ -6,6 +6,7 @@ import secrets
 import shutil
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -181,6 +182,7 @@ def fetch_file(source: FileSource, download: Download) -> Path:
         return target
     if not download.urls:
         raise Missing(f"{source.name}: {target} is missing, and its owners want a registration", source.remedy())
+    made = [path for path in (target.parent, *target.parent.parents) if not path.exists()]
     folder = make_folder(target.parent.relative_to(data_root()).as_posix())
     partial = folder / f".{download.name}.{secrets.token_hex(4)}"
     try:
@@ -190,6 +192,9 @@ def fetch_file(source: FileSource, download: Download) -> Path:
         (partial / download.name).replace(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for path in made:  # an empty folder of the set's name would hide the set itself in a folder further down
+            with suppress(OSError):
+                path.rmdir()
     return target
 
 

@@ -176,6 +176,25 @@ def test_a_damaged_recording_of_a_variant_is_named(root):
     assert snapshot(root) == before
 
 
+def test_a_recording_of_no_bytes_is_damage_not_silence(root):
+    (root / "NMNIST" / "Train" / "3" / "00001.bin").write_bytes(b"")
+    with pytest.raises(Damaged, match=r"00001\.bin is empty \(and 0 more\)"):
+        variant().load(2)
+
+
+def test_a_recording_that_links_to_nothing_is_named(root):
+    path = root / "NMNIST" / "Train" / "3" / "00001.bin"
+    path.unlink()
+    path.symlink_to(root / "not mounted" / path.name)
+    with pytest.raises(Damaged, match=r"the link .*00001\.bin leads nowhere"):
+        variant().load(2)
+
+
+def test_an_empty_base_is_a_set_that_is_missing(empty):
+    (empty / "CIFAR10DVS").mkdir(parents=True)
+    assert CIFAR10DVS().status().state == "missing"
+
+
 def test_archives_are_unpacked_when_their_folders_are_not_there(canonical):
     before = snapshot(canonical)
     for folder in ("Train", "Test"):

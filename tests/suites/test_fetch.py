@@ -95,6 +95,7 @@ def test_without_a_network_the_message_says_which_file_goes_where(empty, monkeyp
     with pytest.raises(Missing) as caught:
         MNIST().fetch()
     text = str(caught.value)
+    assert not empty.exists()  # no empty folder that would hide the set in another one
     assert "\n" not in text
     for download in downloads:
         assert download.urls[0] in text

@@ -101,6 +101,32 @@ def test_an_empty_file_of_a_half_extracted_folder_is_named(canonical):
         small(allow_variant=True).load(1)
 
 
+@pytest.mark.parametrize("content", [b"<html>404</html>", None])
+def test_a_damaged_photograph_is_named_when_it_is_asked_for(canonical, content):
+    path = canonical / Imagenette.base / "train" / "n00000002" / "n00000002_1.JPEG"
+    path.write_bytes(content or path.read_bytes()[:-100])
+    splits, place = small().load(1), sorted(path.parent.parent.rglob("*.JPEG")).index(path)
+    splits.train[place - 1]
+    before = snapshot(canonical)
+    with pytest.raises(Damaged, match=r"n00000002_1\.JPEG cannot be read \(.*nothing was deleted"):
+        splits.train[place]
+    assert snapshot(canonical) == before
+
+
+def test_a_link_that_leads_nowhere_is_named(canonical):
+    path = canonical / Imagenette.base / "train" / "n00000002" / "n00000002_1.JPEG"
+    path.unlink()
+    path.symlink_to(canonical / "not mounted" / path.name)
+    with pytest.raises(Damaged, match=r"the link .*n00000002_1\.JPEG leads nowhere"):
+        small(allow_variant=True).load(1)
+    assert small().status().state == "damaged"
+
+
+def test_photographs_on_a_read_only_share_can_be_used(canonical):
+    (canonical / "cache").write_text("a file where the folder would be: no listing can be kept, not even by root")
+    assert len(small().load(1).train) == 30
+
+
 def test_an_empty_split_is_refused(root):
     shutil.rmtree(root / Imagenette.base / "val")
     (root / Imagenette.base / "val").mkdir()

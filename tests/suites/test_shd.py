@@ -93,6 +93,13 @@ def test_a_truncated_file_is_damaged(canonical):
     assert snapshot(canonical) == before
 
 
+def test_a_damaged_recording_is_named_by_its_file_and_number(empty, made):
+    with h5py.File(empty / "SHD" / "shd_test.h5", "a") as file:
+        file["spikes/units"][3] = np.full(50, 60_000, dtype=np.uint16)
+    with pytest.raises(Damaged, match=r"recording 3 of .*shd_test\.h5 cannot be read"):
+        variant().load(4).test[3]
+
+
 def test_an_empty_file_of_recordings_is_refused(empty, made):
     with h5py.File(empty / "SHD" / "shd_test.h5", "a") as file:
         del file["labels"]

@@ -84,7 +84,7 @@ def claims(stores: tuple[Path, ...], papers: tuple[str, ...], form: str, everyth
     Predictions and measurements are judged separately. CSV and Markdown hold all claims.
     """
     from reports.claims.command import judged_of
-    from reports.claims.table import PLAIN_HEADS, counts, csv_text, markdown, plain_rows
+    from reports.claims.table import counts, csv_text, markdown, terminal
 
     judged, problems = judged_of(stores, papers)
     for problem in problems:
@@ -93,7 +93,9 @@ def claims(stores: tuple[Path, ...], papers: tuple[str, ...], form: str, everyth
         click.echo({"csv": csv_text, "md": markdown}[form](judged), nl=False)
         return
     told = [each for each in judged if everything or each.predicted.match or each.measured.match]
-    print_table(PLAIN_HEADS, plain_rows(told))
-    click.echo(counts(judged))
+    heads, rows, notes = terminal(told)
+    print_table(heads, rows)
+    for line in (*notes, counts(judged)):
+        click.echo(line)
     if len(told) < len(judged):
         click.echo(f"not shown: {len(judged) - len(told)} claims that no cell here belongs to (--all shows them)")

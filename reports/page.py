@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from harness.stats import EQUIVALENCE_MARGIN
 from reports import allocator, environments, failures, fits, overview, prediction, short
@@ -21,6 +23,8 @@ from reports.labels import Labels
 from reports.links import href
 from reports.sections import Section, figure_sections
 from reports.tables import COLUMNS, Table, method_table
+
+BACKTICKS = re.compile(r"`([^`]+)`")
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ def sections(suite: Suite) -> list[Section]:
     return [
         Section("short", "In short", "Which method wins what: every row is read off one comparison, the one with most "
                 "methods in it; numbers of different comparisons are not pooled. Other networks, sizes and machines may "
-                "answer differently: the tables below have them all, `snnbench plan` and `snnbench bench` your own.",
+                "answer differently: the tables below have them all, `snnbench plan` and `snnbench bench` answer "
+                "for your own.",
                 [short.short(suite.tables, suite.headings)], empty="No comparison has three methods that ended well."),
         Section("comparison", "Comparison", grids=grids, empty="There are no records."),
         claim_section(suite),
@@ -147,7 +152,7 @@ def facets(headings: Headings) -> dict[str, list[str]]:
 
 
 def environment(links: Mapping[Path, str]) -> Environment:
-    """Jinja with escaping on; ``link`` turns an item into its relative URL.
+    """Jinja with escaping on; ``link`` turns an item into its relative URL, ``words`` what is in backticks into code.
 
     Args:
         links: URL by a record's path.
@@ -160,4 +165,5 @@ def environment(links: Mapping[Path, str]) -> Environment:
         lstrip_blocks=True,
     )
     jinja.filters["link"] = lambda item: links[item.path]
+    jinja.filters["words"] = lambda text: Markup(BACKTICKS.sub(r"<code>\1</code>", str(escape(text))))
     return jinja

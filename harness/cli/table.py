@@ -19,7 +19,9 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDE)
-    table = Table(*headers, box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for header in headers:
+        table.add_column(header, overflow="fold")  # an id that is cut cannot be copied
     for row in rows:
         table.add_row(*[Text(cell) for cell in row])
     with console.capture() as text:

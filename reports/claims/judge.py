@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from statistics import fmean
 from typing import Literal
 
 from reports.claims.loading import Claim
@@ -36,10 +37,12 @@ class Side:
     Args:
         word: the verdict.
         why: the rest of it: by how much, or why not.
-        value: ours, in the store's unit; None where there is none.
+        value: ours, in the store's unit; None where there is none, or many.
         ratios: ours / published, by reading of the published unit.
         match: the cell behind the value.
         where: the device of a measurement, or that nothing ran.
+        span: least and greatest value of ``cells`` cells, where what is published could belong to any of them.
+        cells: how many.
     """
 
     word: Word
@@ -48,6 +51,8 @@ class Side:
     ratios: Mapping[str, float] | None = None
     match: Match | None = None
     where: str = ""
+    span: tuple[float, float] | None = None
+    cells: int = 1
 
     @property
     def text(self) -> str:
@@ -92,12 +97,12 @@ def _side(claim: Claim, cells: Cells, substitutes: Substitutes, predicted: bool)
     full = [match for match in found if not match.differences]
     if not full:
         return _without(claim, found, predicted)
-    best, reasons = _best(claim, full)
-    if best is None:
+    values, reasons = _values(claim, full)
+    if not values:
         return Side(
             "not comparable" if claim.entry.not_comparable else "not run", claim.entry.not_comparable or reasons
         )
-    return _verdict(claim, *best, substitutes)
+    return _verdict(claim, values, substitutes)
 
 
 def _not_here(claim: Claim) -> str:
@@ -124,8 +129,8 @@ def _without(claim: Claim, found: Sequence[Match], predicted: bool) -> Side:
     return Side("not comparable", f"reduced: {'; '.join(match.differences)}", match=match, where=_where(match))
 
 
-def _best(claim: Claim, full: Sequence[Match]) -> tuple[tuple[float, Match] | None, str]:
-    """The newest cell with a value; the best under ``up_to``, the worst under ``at_least``. And why others have none."""
+def _values(claim: Claim, full: Sequence[Match]) -> tuple[list[tuple[float, Match]], str]:
+    """What each cell says, the oldest first; and why the others say nothing."""
     values: list[tuple[float, Match]] = []
     reason = ""
     for match in sorted(full, key=lambda m: (m.item.record.created, m.item.record.run_id)):
@@ -133,34 +138,70 @@ def _best(claim: Claim, full: Sequence[Match]) -> tuple[tuple[float, Match] | No
             values.append((value(claim, match), match))
         except AbsentError as error:
             reason = str(error)
-    if not values:
-        return None, reason
-    if claim.entry.bound == "about":
-        return values[-1], reason
-    least = (claim.entry.bound == "up_to") == (claim.entry.metric in LOWER_IS_BETTER)
-    return (min if least else max)(values, key=lambda pair: pair[0]), reason
+    return values, reason
 
 
-def _verdict(claim: Claim, ours: float, match: Match, substitutes: Substitutes) -> Side:
-    ratios = {name: ours / published for name, published in claim.readings.items() if published}
+def _verdict(claim: Claim, values: Sequence[tuple[float, Match]], substitutes: Substitutes) -> Side:
+    """The newest cell is judged, by the mean of its seeds; the best under ``up_to``, the worst under ``at_least``."""
+    ours, match = values[-1]
+    seeds = _seeds(values)
+    if claim.entry.metric in TRAINED:
+        ours = fmean(seeds)
+    if claim.entry.bound != "about":
+        least = (claim.entry.bound == "up_to") == (claim.entry.metric in LOWER_IS_BETTER)
+        ours, match = (min if least else max)(values, key=lambda pair: pair[0])
     reason = _incomparable(claim, match, substitutes)
-    word, why = ("not comparable", reason) if reason else compare(claim, ours)
-    return Side(word, why, ours, ratios, match, _where(match))  # type: ignore[arg-type]
+    ends = min(value for value, _ in values), max(value for value, _ in values)
+    if claim.entry.not_comparable and claim.entry.bound == "about" and ends[0] < ends[1]:
+        return Side("not comparable", reason, None, None, match, _where(match), ends, len(values))
+    ratios = {name: ours / published for name, published in claim.readings.items() if published}
+    if reason:
+        return Side("not comparable", reason, ours, ratios, match, _where(match))
+    word, why = compare(claim, ours)
+    if claim.entry.metric in TRAINED and claim.entry.bound == "about" and len(seeds) > 1:
+        why += f" (mean of {len(seeds)} seeds)"
+    if claim.entry.bound != "about" and len(values) > 1:
+        spec = match.item.record.spec
+        rank = "best" if claim.entry.bound == "up_to" else "worst"
+        why += f" ({rank} of {len(values)} cells: {spec.model.name}, T = {spec.T}, batch {spec.batch})"
+    return Side(word, why, ours, ratios, match, _where(match))
+
+
+def _seeds(values: Sequence[tuple[float, Match]]) -> list[float]:
+    """The newest value of each seed of the newest cell."""
+    wanted = values[-1][1].item.record.spec.model_copy(update={"seed": 0})
+    found = {}
+    for number, match in values:
+        spec = match.item.record.spec
+        if spec.model_copy(update={"seed": 0}) == wanted:
+            found[spec.seed] = number
+    return list(found.values())
 
 
 def compare(claim: Claim, ours: float) -> tuple[Word, str]:
     """The verdict on a value that may be compared.
 
+    A unit that is unknown is read both ways, and the less favourable verdict is the claim's.
+
     Args:
         claim: what is published.
         ours: in the store's unit.
     """
-    entry = claim.entry
-    if entry.metric == "accuracy_difference":
+    if claim.entry.metric == "accuracy_difference":
         return _compare_points(claim, ours)
-    reading, published = min(claim.readings.items(), key=lambda pair: abs(ours / pair[1] - 1))
-    deviation = ours / published - 1
-    said = f"{100 * deviation:+.1f} %" + (f" read as {reading}" if len(claim.readings) > 1 else "")
+    found = [(*_compare_to(claim, ours, published), name) for name, published in claim.readings.items()]
+    if len(found) == 1:
+        return found[0][:2]
+    found.sort(key=lambda each: -WORDS.index(each[0]))
+    (word, said, name), (other_word, other_said, other) = found
+    if word == other_word:
+        return word, f"{said} read as {name}, {other_said} as {other}"
+    return word, f"{said} read as {name} (as {other} {other_said}: {other_word})"
+
+
+def _compare_to(claim: Claim, ours: float, published: float) -> tuple[Word, str]:
+    entry, deviation = claim.entry, ours / published - 1
+    said = f"{100 * deviation:+.1f} %"
     worse = deviation if entry.metric in LOWER_IS_BETTER else -deviation
     if (abs(deviation) if entry.bound == "about" else worse) <= entry.tolerance:
         return "reproduced", said

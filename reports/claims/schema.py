@@ -13,6 +13,7 @@ Metric = Literal[
 ]  # fmt: skip
 """``memory_ratio``: method's peak / baseline's; ``memory_less``: the inverse; ``speed_ratio``: method's samples per
 second / baseline's; ``..._saving``: one less the ratio; ``activation_share``: activations / peak;
+``node_memory_less``: bytes that the baseline's forward keeps for the backward / the method's;
 ``accuracy_difference``: method's less baseline's."""
 Unit = Literal["MB", "MiB", "unknown", "GB", "GiB", "unknown (giga)", "ratio", "fraction", "%", "pp", "samples/s",
                "ms", "s", "h"]  # fmt: skip

@@ -21,6 +21,10 @@ HEADS = (
     Head("/ published", "ours / published, by reading of the unit", numeric=True),
     Head("verdict on the measurement"), Head("device"),
 )  # fmt: skip
+MEASURED = 7
+"""The columns from here on are about measurements."""
+UNMEASURED = "No cell of these claims was measured."
+KERNEL = "* published with another neuron kernel than ours"
 PLAIN = (
     "paper", "claim", "provenance", "published", "unit", "kernel", "predicted", "predicted_ratio", "predicted_verdict",
     "measured", "measured_ratio", "measured_verdict", "device",
@@ -36,7 +40,15 @@ def claim_grid(judged: Sequence[Judged]) -> Grid:
     Args:
         judged: claims with their verdicts.
     """
-    return Grid("claims", HEADS, [_row(each) for each in judged], note=counts(judged))
+    rows = [_row(each) for each in judged]
+    if any_measured(judged):
+        return Grid("claims", HEADS, rows, note=counts(judged))
+    return Grid("claims", HEADS[:MEASURED], [row[:MEASURED] for row in rows], note=f"{counts(judged)} {UNMEASURED}")
+
+
+def any_measured(judged: Sequence[Judged]) -> bool:
+    """Whether a measured cell is about one of the claims, if only a reduced one."""
+    return any(each.measured.match is not None for each in judged)
 
 
 def counts(judged: Sequence[Judged]) -> str:
@@ -66,6 +78,13 @@ def _row(judged: Judged) -> list[Cell]:
 def _side_cells(claim: Claim, side: Side) -> list[Cell]:
     item = side.match.item if side.match else None
     marks = kernel_marks(claim, side)
+    if side.span is not None:
+        told = f"{side.cells} cells, from {side.span[0]:g} to {side.span[1]:g}"
+        return [
+            Cell(side.span[1], value_text(claim, side), told, marks=marks),
+            absent(told),
+            Cell(side.word, side.text),
+        ]
     if side.value is None:
         return [absent(side.why, item), absent(side.why), Cell(side.word, side.text)]
     label = item.record.spec.label() if item else ""
@@ -135,6 +154,13 @@ _SHOWN: dict[str, Callable[[float], str]] = {
 }
 
 
+def value_text(claim: Claim, side: Side) -> str:
+    """Our value in words; the least and the greatest where many cells could be meant, a dash where there is none."""
+    if side.span is not None:
+        return f"{shown(claim, side.span[0])} to {shown(claim, side.span[1])}"
+    return DASH if side.value is None else shown(claim, side.value)
+
+
 def ratio_text(side: Side) -> str:
     """Ours / published: ``0.98 (MB), 0.94 (MiB)``, or one number where the unit is known."""
     ratios = side.ratios or {}
@@ -144,13 +170,14 @@ def ratio_text(side: Side) -> str:
 
 
 def plain_rows(judged: Iterable[Judged]) -> list[list[str]]:
-    """A line a claim in words, for the terminal and Markdown."""
+    """A line a claim in words, for the terminal and Markdown; a star stands for :data:`KERNEL`."""
     rows = []
     for each in judged:
         claim = each.claim
         row = [claim.id, claim.entry.claim, claim.entry.provenance, published(claim)]
         for side in (each.predicted, each.measured):
-            row += [DASH, side.text] if side.value is None else [f"{shown(claim, side.value)}", side.text]
+            star = "*" if side.value is not None and kernel_marks(claim, side) else ""
+            row += [value_text(claim, side) + star, side.text]
         rows.append([*row, each.measured.where or DASH])
     return rows
 
@@ -158,11 +185,31 @@ def plain_rows(judged: Iterable[Judged]) -> list[list[str]]:
 PLAIN_HEADS = ("id", "claim", "from", "published", "predicted", "verdict", "measured", "verdict", "device")
 
 
+def terminal(judged: Sequence[Judged]) -> tuple[Sequence[str], list[list[str]], list[str]]:
+    """Heads and rows for a terminal, without the columns of measurements where there are none, and lines below.
+
+    Args:
+        judged: the claims that are shown.
+    """
+    rows, notes, width = plain_rows(judged), [], len(PLAIN_HEADS)
+    if not any_measured(judged):
+        width, notes = 6, [UNMEASURED]
+    if any(row[place].endswith("*") for row in rows for place in (4, 6)):
+        notes.append(KERNEL)
+    return PLAIN_HEADS[:width], [row[:width] for row in rows], notes
+
+
 def markdown(judged: Sequence[Judged]) -> str:
     """A Markdown table and a line of counts."""
-    lines = [PLAIN_HEADS, ["---"] * len(PLAIN_HEADS), *plain_rows(judged)]
-    body = "\n".join("| " + " | ".join(word.replace("|", "\\|") for word in line) + " |" for line in lines)
-    return f"{body}\n\n{counts(judged)}\n"
+    rows = plain_rows(judged)
+    lines = [PLAIN_HEADS, ["---"] * len(PLAIN_HEADS), *rows]
+    body = "\n".join("| " + " | ".join(_escaped(word) for word in line) + " |" for line in lines)
+    starred = f"\n\\{KERNEL}\n" if any(row[place].endswith("*") for row in rows for place in (4, 6)) else ""
+    return f"{body}\n{starred}\n{counts(judged)}\n"
+
+
+def _escaped(word: str) -> str:
+    return word.replace("|", "\\|").replace("*", "\\*")
 
 
 def csv_text(judged: Sequence[Judged]) -> str:

@@ -88,13 +88,14 @@ def _share(claim: Claim, match: Match) -> float:
     return _known(memory.peak_activation_bytes, None, match.item) / live
 
 
-def _activation_less(claim: Claim, match: Match) -> float:
+def _saved_less(claim: Claim, match: Match) -> float:
+    """What the forward keeps for the backward: the peak of a single node is the gradient's and the output's."""
     ours, theirs = _memory(match.item), _memory(_base(claim, match))
-    name = "peak_activation_bytes"
-    kept = _known(ours.peak_activation_bytes, ours.reasons.get(name), match.item)
+    name = "saved_bytes"
+    kept = _known(ours.saved_bytes, ours.reasons.get(name), match.item)
     if not kept:
         raise AbsentError("the method keeps no such bytes: nothing to divide by")
-    return _known(theirs.peak_activation_bytes, theirs.reasons.get(name), match.item) / kept
+    return _known(theirs.saved_bytes, theirs.reasons.get(name), match.item) / kept
 
 
 def _time_ratio(claim: Claim, match: Match) -> float:
@@ -177,6 +178,6 @@ VALUES: dict[str, Callable[[Claim, Match], float]] = {
     "time_saving": lambda claim, match: 1 - _time_ratio(claim, match),
     "accuracy": _accuracy,
     "accuracy_difference": _accuracy_difference,
-    "node_memory_less": _activation_less,
+    "node_memory_less": _saved_less,
     "flops_saving": _flops_saving,
 }

@@ -43,6 +43,13 @@ class Sweep:
     lines: Sequence[tuple[float, Line]]
 
     @property
+    def name(self) -> str:
+        """The method, with those of its other options in which rows of the page differ."""
+        head, _, rest = self.lines[0][1].label.partition("(")
+        kept = [word for word in rest.removesuffix(")").split(", ") if word and not word.startswith(f"{self.option}=")]
+        return f"{head}({', '.join(kept)})" if kept else head
+
+    @property
     def base(self) -> Line | None:
         """The baseline's row."""
         name = self.lines[0][1].row.spec.baseline
@@ -105,11 +112,11 @@ def _one(scene: Scene, sweep: Sweep) -> Drawing:
             ends += [claim.value for claim in claims]
         _limits(ax, key, ends)
         finish(ax, title, f"{sweep.method}: {sweep.option}", unit)
-    keys = [Key(sweep.method, mark.place)]
+    keys = [Key(sweep.name, mark.place)]
     dashed = "" if base is None else f" The dashed line is {base.label}."
     spread = " Bars are 95 % t-intervals over seeds." if any(panel[0] == "accuracy" for panel in panels) else ""
     title = scene.headings.title(sweep.table.group)
-    return Drawing(f"{sweep.method} over {sweep.option} \u00b7 {title}", figure, keys, note=(dashed + spread).strip())
+    return Drawing(f"{sweep.name} over {sweep.option} \u00b7 {title}", figure, keys, note=(dashed + spread).strip())
 
 
 def _half(line: Line, key: str) -> float:

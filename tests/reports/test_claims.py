@@ -14,7 +14,18 @@ from reports.claims import judge, load
 from reports.claims.judge import FAR, WORDS
 from reports.claims.loading import parse
 from reports.claims.schema import METRICS, UNITS_OF
-from reports.claims.table import claim_grid, csv_text, markdown, published
+from reports.claims.table import (
+    HEADS,
+    KERNEL,
+    PLAIN_HEADS,
+    UNMEASURED,
+    claim_grid,
+    csv_text,
+    markdown,
+    plain_rows,
+    published,
+    terminal,
+)
 from reports.claims.values import VALUES
 from reports.cli import claims as command
 from tests.harness.samples import sample_memory
@@ -121,10 +132,43 @@ def test_a_value_and_its_tolerance(factor, word):
 def test_an_unknown_unit_is_read_both_ways_and_both_are_shown():
     one = claim(unit="unknown")
     as_mb = predicted(one, cell(peak=10**9))
-    assert as_mb.text == "reproduced: +0.0 % read as MB"
+    assert as_mb.text == "reproduced: +0.0 % read as MB, -4.6 % as MiB"
     assert set(as_mb.ratios) == {"MB", "MiB"}
-    assert predicted(one, cell(peak=PEAK)).text == "reproduced: +0.0 % read as MiB"
+    assert predicted(one, cell(peak=PEAK)).text == "reproduced: +4.9 % read as MB, +0.0 % as MiB"
     assert published(one) == "1000 MB = 954 MiB, or MiB = 1,000 MiB"
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [(0.87, "differs by -13.0 % read as MiB (as MB -8.8 %: reproduced)"),
+     (1.08, "differs by +13.2 % read as MB (as MiB +8.0 %: reproduced)"),
+     (1.2, "differs by +25.8 % read as MB, +20.0 % as MiB"),
+     (0.48, "not reproduced: -52.0 % read as MiB (as MB -49.7 %: differs)")],
+)  # fmt: skip
+def test_where_the_readings_of_a_unit_disagree_the_less_favourable_verdict_counts(factor, words):
+    assert predicted(claim(unit="unknown"), cell(peak=int(PEAK * factor))).text == words
+
+
+def test_of_many_cells_that_an_incomparable_figure_could_mean_the_ends_are_shown():
+    fields = {"method": "checkpoint", "baseline": "bptt", "metric": "memory_less", "value": 3.0, "unit": "ratio",
+              "setting": None, "not_comparable": "T is unknown"}  # fmt: skip
+    items = [cell(0), cell(1, peak=PEAK // 2, method=CHECKPOINT), cell(2, T=8),
+             cell(3, T=8, peak=PEAK // 5, method=CHECKPOINT)]  # fmt: skip
+    judged = judge([claim(**fields)], items, {})
+    side = judged[0].predicted
+    assert (side.text, side.value, side.span, side.cells) == ("not comparable: T is unknown", None, (2.0, 5.0), 2)
+    assert plain_rows(judged)[0][4] == "2.00\u00d7 to 5.00\u00d7"
+    row = claim_grid(judged).rows[0]
+    assert (row[4].text, row[4].title, row[4].item) == ("2.00\u00d7 to 5.00\u00d7", "2 cells, from 2 to 5", None)
+    assert predicted(claim(**fields), *items[:2]).value == 2.0
+
+
+def test_a_node_is_compared_by_what_the_forward_keeps():
+    one = claim(method="checkpoint", baseline="bptt", metric="node_memory_less", value=4.0, unit="ratio")
+    items = [cell(0), cell(1, method=CHECKPOINT)]
+    for item, kept in zip(items, (PEAK, PEAK // 4), strict=True):
+        item.record.memory = item.record.memory.model_copy(update={"saved_bytes": kept})
+    assert predicted(one, *items).text == "reproduced: +0.0 %"
 
 
 def test_a_ratio_needs_both_cells_and_only_those_that_may_share_one():
@@ -149,7 +193,10 @@ def test_up_to_takes_the_best_cell_and_at_least_the_worst(bound, word):
                 setting=None)  # fmt: skip
     items = [cell(0), cell(1, peak=PEAK // 5, method=CHECKPOINT), cell(2, T=8),
              cell(3, T=8, peak=PEAK // 3, method=CHECKPOINT)]  # fmt: skip
-    assert predicted(one, *items).word == word
+    side = predicted(one, *items)
+    assert side.word == word
+    rank, T = ("best", 4) if bound == "up_to" else ("worst", 8)
+    assert side.text.endswith(f"({rank} of 2 cells: vgg, T = {T}, batch 32)")
 
 
 def test_more_than_a_bound_is_reproduced():
@@ -214,6 +261,19 @@ def test_accuracy_needs_the_data_set_itself():
     assert verdict(one, real).measured.word == "reproduced"
     real.record.data["variant"] = "a subset"
     assert verdict(one, real).measured.text == "not comparable: variant of the data: a subset"
+
+
+def test_an_accuracy_is_the_mean_of_the_seeds():
+    one = claim(metric="accuracy", unit="%", value=90.0, tolerance=0.01)
+    items = []
+    for number, (seed, found) in enumerate([(0, 0.5), (1, 0.92), (0, 0.88), (2, 0.903)]):
+        item = cell(number, predicted=False, data=Ref(name="imagenet"), seed=seed)
+        item.record.data["synthetic"] = False
+        item.record.training = b.training(found, 3)
+        items.append(item)
+    other = cell(0, predicted=False, data=Ref(name="imagenet"), precision="amp-bf16", seed=7)
+    assert verdict(one, other, *items).measured.text == "reproduced: +0.1 % (mean of 3 seeds)"
+    assert verdict(one, items[1]).measured.text == "differs by +2.2 %"
 
 
 def test_accuracy_differences_are_in_percentage_points():
@@ -328,6 +388,29 @@ def test_the_page_marks_another_kernel_and_links_the_record():
     assert "published with SJLIF" in far[4].marks["kernel"]
     assert far[4].item is not None
     assert len({len(row) for row in grid.rows} | {len(grid.heads)}) == 1
+
+
+def test_columns_of_measurements_are_shown_where_there_is_one():
+    judged = shown_cases()
+    heads, rows, notes = terminal(judged)
+    assert (len(heads), {len(row) for row in rows}) == (len(PLAIN_HEADS), {len(PLAIN_HEADS)})
+    assert notes == [KERNEL]
+    assert len(claim_grid(judged).heads) == len(HEADS)
+    unmeasured = judge([each.claim for each in judged], [cell(0)], {})
+    heads, rows, notes = terminal(unmeasured)
+    assert (heads, {len(row) for row in rows}) == (PLAIN_HEADS[:6], {6})
+    assert notes == [UNMEASURED, KERNEL]
+    grid = claim_grid(unmeasured)
+    assert [head.title for head in grid.heads][-1] == "verdict on the prediction"
+    assert grid.note.endswith(UNMEASURED)
+    assert {len(row) for row in grid.rows} == {len(grid.heads)}
+
+
+def test_another_kernel_has_a_star_in_words_too():
+    rows = {row[0].split("/")[1]: row for row in plain_rows(shown_cases())}
+    assert rows["far"][4] == "1,000 MiB*"
+    assert rows["exact"][4] == "1,000 MiB"
+    assert f"\\{KERNEL}" in markdown(shown_cases())
 
 
 def test_the_command(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from reports.about import About
 from reports.cells import DASH
-from reports.page import Suite, render
+from reports.page import Suite, environment, render
 from tests.reports import builders as b
 
 LOADING = {"src", "srcset", "poster", "data", "action", "formaction", "background", "manifest", "ping"}
@@ -145,3 +145,11 @@ def test_a_record_of_every_status_is_shown(tmp_path):
     for status in statuses:
         assert f">{status}</a>" in table
     assert "512.0" in table
+
+
+def test_what_is_in_backticks_is_code_and_stays_escaped(page):
+    text = re.sub(r"<(style|script)>.*?</\1>", "", page, flags=re.S)
+    assert "<code>snnbench claims</code>" in text
+    assert "`" not in text
+    words = environment({}).filters["words"]
+    assert words("run `a <b>` & go") == "run <code>a &lt;b&gt;</code> &amp; go"

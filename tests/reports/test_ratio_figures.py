@@ -83,6 +83,14 @@ def test_an_option_with_three_values_is_a_curve():
     assert "stdl: K" in svg
 
 
+def test_curves_of_one_option_say_what_else_they_differ_in():
+    rules = [stdl(k, aux_rule=rule) for rule in ("max_subset", "classifier_only") for k in (1, 2, 4)]
+    drawings, _, _ = drawn(options.draw, scene([b.record(m, i) for i, m in enumerate((BPTT, *rules))]))
+    names = {"stdl(aux_rule=max_subset)", "stdl(aux_rule=classifier_only)"}
+    assert {drawing.title.split(" over K")[0] for drawing in drawings} == names
+    assert {key.label for drawing in drawings for key in drawing.keys} == names
+
+
 @pytest.mark.parametrize("methods", [(BPTT, stdl(1), stdl(2)), (BPTT, stdl(1), stdl(2), stdl(4, budget=3))])
 def test_two_values_of_an_option_are_no_curve(methods):
     assert drawn(options.draw, scene([b.record(m, i) for i, m in enumerate(methods)]))[0] == []

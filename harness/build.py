@@ -31,6 +31,8 @@ from harness.spec import CellSpec, LossSpec, Precision, Recipe
 
 # torch says at every import that Triton is absent; `snnbench doctor` tells it once.
 logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+# torch logs the traceback of an operator that refuses a fake tensor's shape; the exception is told as one reason.
+logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
 
 Batch = tuple[Tensor, Tensor]
 
@@ -201,6 +203,13 @@ def precision(spec: CellSpec) -> Iterator[None]:
         yield
 
 
+class BlindScaler(torch.amp.GradScaler):
+    """A gradient scaler that steps without a look at whether gradients are finite: fake ones have no values."""
+
+    def _maybe_opt_step(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        optimizer.step()
+
+
 class Trainer:
     """A prepared model with its method, objective, optimizer and gradient scaler: everything one step needs.
 
@@ -217,7 +226,7 @@ class Trainer:
         self.loss = make_loss(spec.loss)
         self.optimizer = make_optimizer(spec.recipe, model, spec.device)
         if PRECISIONS[spec.precision].scaled:
-            self.loss.scaler = torch.amp.GradScaler(spec.device)
+            self.loss.scaler = (BlindScaler if spec.predicted else torch.amp.GradScaler)(spec.device)
 
     def step(self, x: Tensor, y: Tensor) -> StepOutput:
         """One training step: states reset, forward, backward, optimizer, gradients cleared."""

@@ -244,7 +244,7 @@ class Method(ABC):
     def added_work(self) -> float | None:
         """Estimated work of a prepared step beyond that of :attr:`baseline`, or None where there is no estimate.
 
-        In bytes that could be moved meanwhile (:data:`harness.plan.work.FLOPS_PER_BYTE`). ``snnbench plan`` asks a
+        In bytes that could be moved meanwhile (:mod:`harness.plan.work`). ``snnbench plan`` asks a
         method that is :attr:`abridged`; of others it counts the operators.
         """
         return None

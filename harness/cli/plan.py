@@ -14,6 +14,8 @@ from harness.cli.table import print_table
 if TYPE_CHECKING:
     from harness.plan.answer import Answer
 
+BUDGET = "24GiB"
+"""Where neither a budget nor hardware tells the memory."""
 LEGEND = """\
 Nothing ran: peaks are the ledger's under fake tensors. Slow-downs are against BPTT and, unless marked measured,
 estimates from the operators' FLOPs and bytes. ~: read off a line through two predictions; +: or more."""
@@ -42,7 +44,14 @@ def _split(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tupl
 @click.option(
     "--loss", type=click.Choice(["per_step", "time_mean"]), default="per_step", show_default=True, help="Loss."
 )
-@click.option("--budget", metavar="SIZE", default="24GiB", show_default=True, help="The device's memory.")
+@click.option(
+    "--hardware", metavar="NAME",
+    help="Weigh the estimated slow-downs as those of this hardware, e.g. rtx-4090 or cpu; nothing runs there. "
+    "Default: a100-40gb.",
+)  # fmt: skip
+@click.option(
+    "--budget", metavar="SIZE", help=f"The device's memory. Default: that of --hardware, otherwise {BUDGET}."
+)  # fmt: skip
 @click.option(
     "--reserve", metavar="SIZE",
     help="Part of the budget for CUDA context, workspaces and fragmentation. Default: 768 MiB and 5 % of the budget.",
@@ -67,7 +76,8 @@ def plan(
     precision: str,
     optimizer: str,
     loss: str,
-    budget: str,
+    hardware: str | None,
+    budget: str | None,
     reserve: str | None,
     methods: tuple[str, ...],
     store: Path | None,
@@ -83,11 +93,14 @@ def plan(
         from harness.errors import UsageError
         from harness.plan import pool
         from harness.plan.candidates import options_of
+        from harness.plan.hardware import named
         from harness.plan.planning import Question, answer
         from harness.plan.size import Budget, parse_shape
 
         if dataset is not None and shape is not None:
             raise UsageError("--dataset, --input: give one of them")
+        weighed = named(hardware, "--hardware") if hardware is not None else None
+        memory = budget or (weighed and weighed.memory_bytes) or BUDGET
         name, options = model, options_of(model_options, "--model-option")
         if ":" in model:
             from harness.plan.loading import import_here
@@ -97,7 +110,7 @@ def plan(
         data, *data_options = (dataset or "").split(":")
         question = Question(
             model=name,
-            budget=Budget.of(budget, reserve),
+            budget=Budget.of(memory, reserve),
             model_options=options,
             data=(data, options_of(data_options, "--dataset")) if dataset else None,
             sample=parse_shape(shape, "--input", "C,H,W") if shape else None,
@@ -111,6 +124,7 @@ def plan(
             store=store or (DEFAULT_STORE if DEFAULT_STORE.is_dir() else None),
             jobs=jobs or pool.cores(),
             timeout_s=timeout,
+            hardware=weighed,
         )
         show(answer(question, server))
     finally:

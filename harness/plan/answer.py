@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from harness import registry
 from harness.plan.candidates import BASELINE, Row
 from harness.plan.evidence import NOTHING, Evidence
+from harness.plan.hardware import DEFAULT, Hardware
 from harness.plan.size import Budget, show_size
 from harness.spec import CellSpec
 
@@ -31,6 +32,7 @@ class Answer:
         reference: BPTT's own row, which slow-downs are against.
         evidence: what a store holds on the subject.
         remarks: on the model, e.g. how it was cut into stages.
+        hardware: what estimates are weighed as; None: nothing was said, and it is the default.
     """
 
     spec: CellSpec
@@ -39,6 +41,7 @@ class Answer:
     reference: Row | None
     evidence: Evidence = NOTHING
     remarks: tuple[str, ...] = field(default=())
+    hardware: Hardware | None = None
 
     def fits(self, row: Row) -> bool:
         """Whether a method's peak is within what the budget leaves for tensors."""
@@ -96,10 +99,13 @@ class Answer:
         model, data = registry.short_label("models", spec.model), registry.short_label("datasets", spec.data)
         head = [f"{model} on {data}, {size}"]
         if self.budget is not None:
+            kept = "the process itself" if self._weighed.device == "cpu" else "CUDA context"
             head.append(
                 f"budget {show_size(self.budget.total_bytes)}, of which {show_size(self.budget.reserve_bytes)} are kept "
-                f"for CUDA context, workspaces and fragmentation: {show_size(self.budget.available_bytes)} for tensors"
+                f"for {kept}, workspaces and fragmentation: {show_size(self.budget.available_bytes)} for tensors"
             )
+        default = ", the default" if self.hardware is None else ""
+        head.append(f"estimated slow-downs weighed as {self._weighed.described(spec.precision)}{default}")
         return [*head, *self.remarks]
 
     def __str__(self) -> str:
@@ -107,6 +113,10 @@ class Answer:
         widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
         rows = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
         return "\n".join([*self.lines(), *rows, *self.left_out(), self.why])
+
+    @property
+    def _weighed(self) -> Hardware:
+        return self.hardware or DEFAULT
 
     def _named(self, method: str) -> Iterable[Row]:
         found = [row for row in self.rows if method in (row.label, row.method.name)]
@@ -163,7 +173,9 @@ class Answer:
         if row.numerics != "same":
             remarks.append("reduced precision")
         if cost is not None and cost.host_bytes:
-            remarks.append(f"and {show_size(cost.host_bytes)} in the host's memory, twice over PCIe 4.0 x16")
+            bus, size = self._weighed.bus, show_size(cost.host_bytes)
+            way = f"and {size} in the host's memory, twice over {bus.name}" if bus else f"with {size} of copies"
+            remarks.append(way)
         return [
             MARK if row is self.recommended else "",
             row.label,

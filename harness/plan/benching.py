@@ -13,6 +13,8 @@ import torch
 from rich.console import Console
 
 from harness import registry
+from harness.build import make_loss
+from harness.contracts import Loss, Method, StagedModel
 from harness.errors import UsageError
 from harness.plan import adopting, loading
 from harness.plan.candidates import BASELINE, chosen
@@ -20,7 +22,7 @@ from harness.plan.size import show_size
 from harness.record import Memory, Record
 from harness.run.session import RunResult, reason, run
 from harness.run.todo import RunOptions
-from harness.spec import Ref
+from harness.spec import LossSpec, Ref
 from harness.store import Store
 from harness.store.disk import write_atomic
 
@@ -108,10 +110,10 @@ def bench(request: Request, console: Console) -> Measured:
     loading.import_here()
     refs = chosen(request.methods, None)
     refs = refs if any(ref.name == BASELINE for ref in refs) else [*chosen([BASELINE], None), *refs]
-    request, model, decision = _prepare(request)
+    request, model, decision, plain = _prepare(request, refs)
     name = _suite_name(request.factory)
     file = request.store / FOLDER / f"{name}.toml"
-    text = suite_text(name, request, model, refs)
+    text = suite_text(name, request, model, refs, plain)
     Store(request.store).check_writable()
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, lambda draft: draft.write_text(text))
@@ -122,8 +124,11 @@ def bench(request: Request, console: Console) -> Measured:
     return Measured(name, request.store, decision.notes, _records(request, name, model, refs), result)
 
 
-def _prepare(request: Request) -> tuple[Request, Ref, adopting.Decision]:
-    """The model's reference, after it was tried once here: a mistake in it is one error, not one a method."""
+def _prepare(request: Request, methods: Sequence[Ref]) -> tuple[Request, Ref, adopting.Decision, frozenset[str]]:
+    """The model's reference, after it was tried once here: a mistake in it is one error, not one a method.
+
+    Also the labels of methods whose own baseline cannot train it: they are timed against plain BPTT.
+    """
     steps, _, *sample = request.input
     torch.manual_seed(0)
     model = loading.load(request.factory)
@@ -134,16 +139,37 @@ def _prepare(request: Request) -> tuple[Request, Ref, adopting.Decision]:
     options = {"factory": request.factory, "T": steps, "stages": request.stages, "version": version}
     ref = registry.complete("models", "user", options, request.factory)
     loss = "time_mean" if decision.time_mean else request.loss
-    return replace(request, classes=decision.classes, loss=loss), ref, decision
+    staged = adopting.adopt(model, decision, request.stages).model
+    objective = make_loss(LossSpec.model_validate({"kind": loss}))
+    plain = frozenset(one.label for one in methods if _baseless(one, staged, objective))
+    return replace(request, classes=decision.classes, loss=loss), ref, decision, plain
 
 
-def suite_text(name: str, request: Request, model: Ref, methods: Sequence[Ref]) -> str:
-    """The suite as TOML."""
+def _baseless(method: Ref, model: StagedModel, loss: Loss) -> bool:
+    """Whether a method's own baseline, other than plain BPTT, cannot train the model."""
+    baseline: str = registry.plugin("methods", method.name).baseline
+    if baseline in (BASELINE, method.name):
+        return False
+    found: Method = registry.create("methods", registry.complete("methods", baseline, {}, "baseline"))
+    return found.supports(model, loss) is not None
+
+
+def suite_text(
+    name: str, request: Request, model: Ref, methods: Sequence[Ref], plain: frozenset[str] = frozenset()
+) -> str:
+    """The suite as TOML.
+
+    Args:
+        name: of the suite.
+        request: what to measure.
+        model: the model's reference.
+        methods: what trains it.
+        plain: labels of those that are timed against plain BPTT, whatever their own baseline.
+    """
     steps, batch, *sample = request.input
     data = {"name": "shape", "sample": sample, "classes": request.classes, "n_train": batch, "n_test": 1}
     grid = {
         "name": "bench",
-        "method": [{"name": ref.name, **ref.options} for ref in methods],
         "model": {"name": model.name, **model.options},
         "data": data,
         "T": steps,
@@ -156,8 +182,12 @@ def suite_text(name: str, request: Request, model: Ref, methods: Sequence[Ref]) 
     lines = [
         "[suite]", f"name = {_toml(name)}", f"title = {_toml(f'{request.factory}, measured on noise')}",
         f"[profiles.{request.device}]", *(f"{key} = {_toml(value)}" for key, value in profile.items()),
-        "[[grid]]", *(f"{key} = {_toml(value)}" for key, value in grid.items()),
     ]  # fmt: skip
+    for against in (None, BASELINE):
+        rows = [{"name": ref.name, **ref.options} for ref in methods if (ref.label in plain) == (against is not None)]
+        own = {"method": rows} if against is None else {"name": "bench-plain", "method": rows, "baseline": against}
+        if rows:
+            lines += ["[[grid]]", *(f"{key} = {_toml(value)}" for key, value in (grid | own).items())]
     return "\n".join(lines) + "\n"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from harness.plan.candidates import BASELINE
+from harness.plan.hardware import Hardware
 from harness.record import Record
 from harness.spec import CellSpec, Ref
 from harness.store import Store
@@ -44,17 +45,18 @@ class Evidence:
 NOTHING = Evidence({}, {})
 
 
-def gather(store: Path, spec: CellSpec) -> Evidence:
+def gather(store: Path, spec: CellSpec, hardware: Hardware | None = None) -> Evidence:
     """Records of the same model, data, loss and precision; T and batch may differ.
 
     Args:
         store: folder of records.
         spec: the subject.
+        hardware: step times of other kinds of device (CPU or GPU) do not count; None: all do.
     """
-    return weigh((record for _, record in Store(store).records()), spec)
+    return weigh((record for _, record in Store(store).records()), spec, hardware)
 
 
-def weigh(records: Iterable[Record], spec: CellSpec) -> Evidence:
+def weigh(records: Iterable[Record], spec: CellSpec, hardware: Hardware | None = None) -> Evidence:
     """The same from records."""
     ratios: dict[str, list[float]] = defaultdict(list)
     trained: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
@@ -62,7 +64,8 @@ def weigh(records: Iterable[Record], spec: CellSpec) -> Evidence:
         if not _alike(record.spec, spec):
             continue
         timing = record.timing
-        if timing is not None and timing.paired and timing.ratio is not None and timing.baseline == BASELINE:
+        here = hardware is None or record.spec.device == hardware.device
+        if here and timing is not None and timing.paired and timing.ratio is not None and timing.baseline == BASELINE:
             ratios[_key(record.spec.method)].append(timing.ratio)
         if record.training is not None and record.training.final_test_accuracy is not None:
             setting = record.spec.group("method", "baseline", "seed", "phases")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 from harness import registry
 from harness.contracts import Loss, Method, StagedModel, StepOutput, Unsupported, reset_states
 from harness.errors import UsageError
-from harness.plan.adopting import Decision, adopt, decide
+from harness.plan.adopting import Decision, adopt, copied, decide
 from harness.plan.answer import Answer, reference_of
 from harness.plan.candidates import budgeted, chosen, evaluate, share_limits
+from harness.plan.hardware import DEFAULT, named
 from harness.plan.planning import optimizer_bytes, shape_ref, subject_spec
 from harness.plan.predictor import Subject
 from harness.plan.size import Budget
@@ -59,20 +59,31 @@ class Applied(nn.Module):
         model: the prepared model.
         loss: kind of objective that the method was prepared for.
         squeeze: the original gives ``[N, K]``, and so does this.
+        frame: shape and number of frames, where the original takes one frame ``[N, ...]`` and repeats it.
     """
 
-    def __init__(self, method: Method, model: StagedModel, loss: Loss, squeeze: bool = False) -> None:
+    def __init__(
+        self,
+        method: Method,
+        model: StagedModel,
+        loss: Loss,
+        squeeze: bool = False,
+        frame: tuple[tuple[int, ...], int] | None = None,
+    ) -> None:
         super().__init__()
         self.prepared = model
-        self._method, self._loss, self._squeeze = method, loss, squeeze
+        self._method, self._loss, self._squeeze, self._frame = method, loss, squeeze, frame
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[T, N, K]`` of ``x [T, N, ...]``; ``[N, K]`` where the original gives these.
+
+        A model that takes one frame ``[N, ...]`` and repeats it takes that here, too.
 
         Raises:
             Unsupported: the method's backward is no backward of a loss on these logits; use :meth:`step`.
         """
         reset_states(self.prepared)
+        x = self._sequence(x)
         logits = self._logits(x) if self.training and torch.is_grad_enabled() else self.prepared(x)
         return logits.squeeze(0) if self._squeeze else logits
 
@@ -94,11 +105,17 @@ class Applied(nn.Module):
 
         reset_states(self.prepared)
         optimizer.zero_grad(set_to_none=True)
-        return self._method.step(self.prepared, x, y, Loss(self._loss.kind, criterion), update)
+        return self._method.step(self.prepared, self._sequence(x), y, Loss(self._loss.kind, criterion), update)
 
     def finish(self) -> nn.Module:
         """The plain model for evaluation, without what the method added."""
         return self._method.finish(self.prepared)
+
+    def _sequence(self, x: Tensor) -> Tensor:
+        """A frame as a sequence, without taking more memory."""
+        if self._frame is None or x.dim() != len(self._frame[0]) + 1:
+            return x
+        return x.expand(self._frame[1], *x.shape)
 
     def _logits(self, x: Tensor) -> Tensor:
         if self._method.gradient != "exact":
@@ -173,7 +190,8 @@ class LivePlan(Answer):
         with _buffers_kept(model):
             prepared = chosen_method.prepare(staged.model.train(), example, loss)
         reset_states(prepared)
-        return Applied(chosen_method, prepared, loss, staged.time_mean).train(training)
+        frame = (_sample(self.spec.data), self.decision.steps) if self.decision.way == "static" else None
+        return Applied(chosen_method, prepared, loss, staged.time_mean, frame).train(training)
 
 
 def plan(
@@ -188,13 +206,14 @@ def plan(
     reserve: str | int | None = None,
     stages: str | None = None,
     limits: bool = False,
+    hardware: str | None = None,
 ) -> LivePlan:
     """Predict every method's memory on a model in memory; nothing is trained and no GPU is needed.
 
     Args:
         model: any ``nn.Module`` that takes ``[T, N, ...]``, or ``[N, ...]`` step by step; it is not changed.
         input: ``(T, N, C, H, W)``, or ``(T, N, features)``.
-        budget: the device's memory, e.g. ``"8GiB"``; None: no limit.
+        budget: the device's memory, e.g. ``"8GiB"``; None: that of ``hardware``, or no limit.
         methods: names, with options as ``name:option=value``; None: all that are installed.
         loss: ``per_step`` or ``time_mean``; a model that gives ``[N, K]`` has the latter.
         optimizer: ``sgd``, ``adam`` or ``adamw``.
@@ -202,6 +221,8 @@ def plan(
         reserve: part of the budget that is not for tensors; None: 768 MiB and 5 % of the budget.
         stages: globs of module names that are stages, separated by commas; None: they are found.
         limits: also look for the largest batch and T, which takes some more predictions a method.
+        hardware: what slow-downs are weighed as, a name of :data:`harness.plan.hardware.HARDWARE`, e.g. ``"rtx-4090"``;
+            nothing runs there. None: ``a100-40gb``.
 
     Raises:
         UsageError: a wrong argument, or the model does not run on this input.
@@ -215,24 +236,28 @@ def plan(
     if len(input) < 3 or any(not isinstance(size, int) or size < 1 for size in input):
         raise UsageError(f"input {tuple(input)}: allowed are whole numbers from 1 on: T, N, and a sample's shape")
     T, N, *sample = input
+    weighed = None if hardware is None else named(hardware, "hardware")
+    if budget is None and weighed is not None:
+        budget = weighed.memory_bytes
     limit = None if budget is None else Budget.of(budget, reserve)
     available = UNLIMITED if limit is None else limit.available_bytes
     chosen(methods, None)  # a wrong name is told before anything runs
     reset_states(model)
-    own = copy.deepcopy(model)
+    own = copied(model)
     with torch.enable_grad() if not torch.is_grad_enabled() else nullcontext():
-        decision = decide(copy.deepcopy(own), tuple(sample), T, stages)
+        decision = decide(copied(own), tuple(sample), T, stages)
         staged = adopt(own, decision, stages)
         kind = "time_mean" if staged.time_mean else loss
         data = shape_ref(sample, decision.classes, "input")
         name = type(model).__name__
         spec = subject_spec(Ref(name="user", options={"factory": name}), data, T, N, precision, optimizer, kind)
-        subject = Subject(spec, registry.create("datasets", data).info(), staged.model)
+        info = registry.create("datasets", data).info()
+        subject = Subject(spec, info, staged.model, hardware=weighed or DEFAULT)
         wanted = chosen(methods, None if limit is None else available - optimizer_bytes(staged.model, spec))
         rows = share_limits([evaluate(subject, ref, available, limits and not budgeted(ref)) for ref in wanted])
         reference = reference_of(rows) or evaluate(subject, spec.method, available, False)
     notes = tuple(staged.notes)
-    return LivePlan(spec, limit, rows, reference, remarks=notes, decision=decision, stages=stages)
+    return LivePlan(spec, limit, rows, reference, remarks=notes, hardware=weighed, decision=decision, stages=stages)
 
 
 @contextmanager

@@ -19,7 +19,9 @@ from harness.plan import pool
 from harness.plan.answer import Answer, reference_of
 from harness.plan.candidates import BASELINE, Row, budgeted, chosen, missing, share_limits
 from harness.plan.evidence import NOTHING, gather
+from harness.plan.hardware import DEFAULT, Hardware
 from harness.plan.size import Budget
+from harness.plan.user import User
 from harness.spec import CellSpec, LossSpec, Recipe, Ref
 from harness.validation import usage_error
 
@@ -49,6 +51,7 @@ class Question:
         store: folder of records with evidence, or None.
         jobs: processes at the same time.
         timeout_s: of one method, in all its settings.
+        hardware: what estimates are weighed as; None: :data:`harness.plan.hardware.DEFAULT`.
     """
 
     model: str
@@ -66,6 +69,7 @@ class Question:
     store: Path | None = None
     jobs: int = 1
     timeout_s: float = pool.TIMEOUT_S
+    hardware: Hardware | None = None
 
     def spec(self) -> CellSpec:
         """The subject as a predicted cell of BPTT.
@@ -156,11 +160,25 @@ def answer(question: Question, server: ForkServer, tell: Callable[[Row], None] =
     spec = question.spec()
     available = question.budget.available_bytes
     chosen(question.methods, None)  # a wrong name is told before anything runs
-    evidence = NOTHING if question.store is None else gather(question.store, spec)
-    wanted = chosen(question.methods, available - optimizer_bytes(build(spec), spec))
+    model = build(spec)
+    spec, remarks = _told(spec)
+    evidence = NOTHING if question.store is None else gather(question.store, spec, question.hardware)
+    wanted = chosen(question.methods, available - optimizer_bytes(model, spec))
     jobs = [(ref, not budgeted(ref)) for ref in wanted]
     extra = [] if any(ref.name == BASELINE for ref in wanted) else [(spec.method, False)]
-    found = pool.rows(spec, [*extra, *jobs], available, server, question.jobs, question.timeout_s, tell)
+    hardware = question.hardware or DEFAULT
+    found = pool.rows(spec, [*extra, *jobs], available, server, question.jobs, question.timeout_s, tell, hardware)
     rows = share_limits(found[len(extra) :])
     absent = () if question.methods else tuple(f"left out: {name}: {reason}" for name, reason in missing())
-    return Answer(spec, question.budget, rows, reference_of(found), evidence, absent)
+    told = (*remarks, *absent)
+    return Answer(spec, question.budget, rows, reference_of(found), evidence, told, question.hardware)
+
+
+def _told(spec: CellSpec) -> tuple[CellSpec, tuple[str, ...]]:
+    """The cell of a user's model that was built, with the loss that its output allows, and what to tell of it."""
+    source = registry.create("models", spec.model)
+    found = source.decided(registry.create("datasets", spec.data).info().sample) if isinstance(source, User) else None
+    if found is None:
+        return spec, ()
+    loss = spec.loss.model_copy(update={"kind": "time_mean"}) if found.time_mean else spec.loss
+    return spec.model_copy(update={"loss": loss}), found.notes

@@ -19,6 +19,7 @@ from harness.build import build_model
 from harness.contracts import DataInfo
 from harness.executors.server import Call, ForkServer, ServerError, end_group, pipe
 from harness.plan.candidates import Row, evaluate
+from harness.plan.hardware import DEFAULT, HARDWARE, Hardware
 from harness.plan.predictor import Subject
 from harness.spec import CellSpec, Ref
 
@@ -44,6 +45,7 @@ def rows(
     jobs: int,
     timeout_s: float = TIMEOUT_S,
     tell: Callable[[Row], None] = lambda row: None,
+    hardware: Hardware = DEFAULT,
 ) -> list[Row]:
     """One row a method, in the order given.
 
@@ -55,13 +57,14 @@ def rows(
         jobs: how many run at the same time.
         timeout_s: a method that takes longer is left out, and says so.
         tell: called for every row when it is there.
+        hardware: what work is weighed as.
     """
     found: dict[str, Row] = {}
     waiting, idle, busy = _groups(methods), list[_Worker](), list[_Worker]()
     try:
         while waiting or busy:
             while waiting and len(busy) < jobs:
-                busy.append(idle.pop() if idle else _Worker(server, spec, available))
+                busy.append(idle.pop() if idle else _Worker(server, spec, available, hardware))
                 busy[-1].begin(waiting.pop(0), timeout_s)
             wait(
                 [worker.channel for worker in busy],
@@ -81,7 +84,7 @@ def rows(
     return [found[_key(ref)] for ref, _ in methods]
 
 
-def serve(tasks: Connection, answers: Connection, spec: str, available: int) -> None:
+def serve(tasks: Connection, answers: Connection, spec: str, available: int, hardware: str) -> None:
     """Predict groups of methods until there are no more; the model and the data are the registry's.
 
     Args:
@@ -89,11 +92,12 @@ def serve(tasks: Connection, answers: Connection, spec: str, available: int) -> 
         answers: takes lists of rows as JSON.
         spec: a :class:`CellSpec` as JSON.
         available: bytes for tensors.
+        hardware: name of what work is weighed as.
     """
     cell = CellSpec.model_validate_json(spec)
     info: DataInfo = registry.create("datasets", cell.data).info()
     # One model for all predictions: to initialise it takes longer than a small step under fake tensors.
-    subject = Subject(cell, info, build_model(cell, info))
+    subject = Subject(cell, info, build_model(cell, info), hardware=HARDWARE[hardware])
     while True:
         try:
             group = tasks.recv()
@@ -111,12 +115,13 @@ class _Worker:
         server: where it comes from.
         spec: model, data and sizes.
         available: bytes for tensors.
+        hardware: what work is weighed as.
     """
 
-    def __init__(self, server: ForkServer, spec: CellSpec, available: int) -> None:
+    def __init__(self, server: ForkServer, spec: CellSpec, available: int, hardware: Hardware) -> None:
         tasks, self._tasks = pipe()
         self._answers, answers = pipe()
-        self._call = Call(server, ENTRY, (tasks, answers, spec.model_dump_json(), available))
+        self._call = Call(server, ENTRY, (tasks, answers, spec.model_dump_json(), available, hardware.name))
         tasks.close()
         answers.close()
         self._group: Group = []

@@ -18,7 +18,8 @@ from harness.build import PRECISIONS, Bench, Trainer, synthetic_batch
 from harness.contracts import DataInfo, Method, StagedModel, Unsupported, reset_states
 from harness.ledger import BLOCK, LedgerReport
 from harness.memory import track
-from harness.plan.work import Work, crossings
+from harness.plan.hardware import DEFAULT, Hardware
+from harness.plan.work import Work
 from harness.spec import CellSpec, Ref
 
 
@@ -31,12 +32,14 @@ class Subject:
         info: shape of the data.
         model: a model in memory, or None: the registry builds the spec's.
         works: work of a step of baselines that were predicted for the sake of another method, by name.
+        hardware: what work is weighed as.
     """
 
     spec: CellSpec
     info: DataInfo
     model: StagedModel | None = None
     works: dict[str, float | None] = field(default_factory=dict, compare=False)
+    hardware: Hardware = DEFAULT
 
     def cell(self, method: Ref, T: int, batch: int) -> CellSpec:
         """The spec of one prediction."""
@@ -55,13 +58,17 @@ class Subject:
         with unset_fake_temporarily():
             return copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
 
+    def work(self) -> Work:
+        """What counts the work of a step."""
+        return Work(self.hardware, PRECISIONS[self.spec.precision].tf32)
+
 
 @dataclass(frozen=True)
 class Cost:
     """One training step of a method.
 
     Args:
-        peak_bytes: most live bytes.
+        peak_bytes: most live bytes; with ``host_bytes`` where the device's memory is the host's.
         activation_bytes: the part of the peak that is neither parameter, gradient, optimizer, buffer nor input.
         fixed_bytes: live before the step without its inputs: what neither N nor T changes.
         host_bytes: copies in the host's memory.
@@ -105,14 +112,14 @@ class Predictor:
             Unsupported: the method cannot train this model.
         """
         spec = self.subject.cell(self.method, self.subject.spec.T, self.subject.spec.batch)
-        work, stepped = Work(), set[str]()
+        work, stepped = self.subject.work(), set[str]()
         method, report, inputs = self._based(spec, work, stepped)
         if self._with_state not in (None, stepped):  # some parameters are never trained, and have no state
-            self._with_state, work = stepped, Work()
+            self._with_state, work = stepped, self.subject.work()
             method, report, inputs = self._based(spec, work, set())
         self._plan = method.plan() if self.replayed else None
         return Cost(
-            report.peak_bytes,
+            self._peak(report),
             report.activation_bytes,
             report.static_bytes - inputs,
             report.host_bytes,
@@ -135,7 +142,7 @@ class Predictor:
 
     def _work(self, method: Method, work: Work, host_bytes: int) -> float | None:
         if method.abridged is None or not self.fake:
-            return work.total + crossings(host_bytes)
+            return work.total(host_bytes)
         added = method.added_work()
         bases = [self._base_work(name) for name in (method.baseline, self.subject.spec.method.name)]
         known = [work for work in bases if work is not None]
@@ -154,7 +161,11 @@ class Predictor:
     def peak(self, T: int, batch: int) -> int:
         """Peak bytes at another size."""
         with self._bench(self.subject.cell(self.method, T, batch)) as bench:
-            return self._track(bench, self._settle)[1].peak_bytes
+            return self._peak(self._track(bench, self._settle)[1])
+
+    def _peak(self, report: LedgerReport) -> int:
+        """Where the host's memory is the device's, what waits there takes part; both peaks need not be at once."""
+        return report.peak_bytes + (report.host_bytes if self.subject.hardware.bus is None else 0)
 
     @contextmanager
     def _bench(self, spec: CellSpec) -> Iterator[Bench]:

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from spikingjelly.activation_based import base, layer, neuron
+from spikingjelly.activation_based import base, layer
 from torch import Tensor, fx, nn
 
-from harness.contracts import StagedModel, reset_states
+from harness.contracts import StagedModel
 from harness.errors import UsageError
+from harness.plan.trying import NEURONS, attempt, first_line
 
 JOINED = (layer.MaxPool1d, layer.MaxPool2d, layer.MaxPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 """What belongs to the stage before it: it makes a stage's output smaller and keeps spikes binary."""
@@ -74,7 +75,7 @@ class Functional(nn.Module, base.StepModule):
 
 def has_neuron(module: nn.Module) -> bool:
     """Whether a SpikingJelly neuron is inside."""
-    return any(isinstance(child, neuron.BaseNode) for child in module.modules())
+    return any(isinstance(child, NEURONS) for child in module.modules())
 
 
 def stages_of(model: nn.Module, pattern: str | None = None) -> tuple[list[nn.Module], nn.Module]:
@@ -133,7 +134,7 @@ def _no_match(patterns: list[str], model: nn.Module) -> UsageError:
 def _units(name: str, module: nn.Module, is_stage: Callable[[str], bool]) -> Iterator[Unit]:
     """The line of units that ``module`` is."""
     whole = Unit(name, module)
-    if isinstance(module, neuron.BaseNode) or (name and is_stage(name)) or not _worth(name, module, is_stage):
+    if isinstance(module, NEURONS) or (name and is_stage(name)) or not _worth(name, module, is_stage):
         yield whole
     elif type(module) is nn.Sequential:
         for key, child in module.named_children():
@@ -143,7 +144,7 @@ def _units(name: str, module: nn.Module, is_stage: Callable[[str], bool]) -> Ite
             parts = _line(module)
         except Exception as error:  # tracing a user's forward may fail in any way
             if not name:
-                raise ValueError(f"torch.fx cannot see through its forward: {_first_line(error)}") from error
+                raise ValueError(f"torch.fx cannot see through its forward: {first_line(error)}") from error
             yield whole
             return
         # A block of its own with branches is one stage, as its author wrote it.
@@ -220,37 +221,18 @@ def _part(module: nn.Module, nodes: list[fx.Node], before: fx.Node, end: fx.Node
     return None, part if any(node.op in ("call_module", "get_attr") for node in nodes) else Functional(part)
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
-
-
 def differs(one: nn.Module, other: nn.Module, x: Tensor) -> str | None:
     """None where both give the same bits on ``x``, in training mode and from the same random state; else what differs.
 
     Buffers and random state are left as they were.
     """
-    try:
-        mine, theirs = _output(one, x), _output(other, x)
-    except Exception as error:  # a user's forward may fail in any way
-        return _first_line(error)
+    mine, problem = attempt(one, x)
+    if problem is None:
+        theirs, problem = attempt(other, x)
+    if problem is not None:
+        return problem
     if mine.shape != theirs.shape:
         return f"its stages give {tuple(mine.shape)}, itself {tuple(theirs.shape)}"
     if not torch.equal(mine, theirs):
         return f"its stages' output is off by {float((mine - theirs).abs().max()):.2g}"
     return None
-
-
-def _output(model: nn.Module, x: Tensor) -> Tensor:
-    training, kept = model.training, [(b, b.clone()) for b in model.buffers()]
-    reset_states(model)
-    try:
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(0)
-            return model.train()(x)
-    finally:
-        reset_states(model)
-        model.train(training)
-        with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)

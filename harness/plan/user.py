@@ -64,6 +64,10 @@ class User(ModelSource):
             raise ValueError(f"{opt.factory} gives {decision.classes} classes; the data has {classes}")
         return adopting.adopt(model, decision, opt.stages).model
 
+    def decided(self, sample: tuple[int, ...]) -> adopting.Decision | None:
+        """What :meth:`build` found out about the model on samples of this shape, or None before it."""
+        return self._decisions.get((self.opt, sample))
+
     def _check(self, model: object) -> None:
         opt: UserOptions = self.opt
         if opt.version is None:

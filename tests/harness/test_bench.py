@@ -12,7 +12,7 @@ from harness.api import bench
 from harness.contracts import StagedModel
 from harness.errors import UsageError
 from harness.plan import loading
-from harness.plan.benching import Request, suite_text
+from harness.plan.benching import Request, _prepare, suite_text
 from harness.plan.candidates import chosen
 from harness.plan.user import User, UserOptions
 from harness.suite.loading import load
@@ -115,6 +115,15 @@ def test_the_suite_is_one_that_run_and_report_understand(tmp_path):
     assert [cell.method for cell in cells] == refs
     assert all(cell.model == model for cell in cells)
     assert cells[0].data.options["sample"] == [1, 8, 8]
+
+
+def test_a_method_whose_baseline_cannot_train_the_model_is_timed_against_bptt(tmp_path):
+    refs = chosen(["bptt", "bptt-fused", "checkpoint", "streamed:budget=min"], None)
+    for factory, baseline in (("residual", "bptt-fused"), ("no_neurons", "bptt")):
+        request, model, _, plain = _prepare(Request(f"{NETS}:{factory}", (4, 2, 1, 8, 8), tmp_path), refs)
+        (tmp_path / "x.toml").write_text(suite_text("bench-x", request, model, refs, plain))
+        cells = {cell.method.name: cell.baseline for cell in load(str(tmp_path / "x.toml")).expand("cpu")}
+        assert cells == {"bptt": "bptt", "bptt-fused": "bptt", "checkpoint": "bptt", "streamed": baseline}
 
 
 def test_from_python_only_what_others_can_import():

@@ -225,9 +225,10 @@ def test_the_command_prints_a_sorted_answer_and_one_recommendation():
     assert said.exit_code == 0, said.stderr
     lines = said.output.splitlines()
     assert lines[1].startswith("budget 1.00 GiB, of which")
-    assert lines[2].split()[:3] == ["method", "gradient", "peak"]
-    assert lines[3].split()[:3] == ["->", "bptt", "exact"]
-    assert lines[4].split()[:2] == ["checkpoint", "exact"]
+    assert lines[2] == "estimated slow-downs weighed as A100 40GB, the default"
+    assert lines[3].split()[:3] == ["method", "gradient", "peak"]
+    assert lines[4].split()[:3] == ["->", "bptt", "exact"]
+    assert lines[5].split()[:2] == ["checkpoint", "exact"]
     assert re.search(r"^left out: (sltt, ell|ell, sltt): runs one time step at a time", said.output, re.MULTILINE)
     assert lines[-1].startswith("recommended: bptt: the exact method with the least slow-down")
 

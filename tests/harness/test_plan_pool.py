@@ -36,7 +36,7 @@ def rows(server, *names, jobs=1, timeout_s=120.0):
     return pool.rows(asked(), refs(*names), BUDGET.available_bytes, server, jobs, timeout_s)
 
 
-def dies_at_bptt_fused(tasks, answers, spec, available):
+def dies_at_bptt_fused(tasks, answers, spec, available, hardware):
     """:func:`pool.serve`, in a process that ends when it is given one method."""
 
     class Listening:
@@ -46,14 +46,14 @@ def dies_at_bptt_fused(tasks, answers, spec, available):
                 os._exit(7)
             return group
 
-    pool.serve(Listening(), answers, spec, available)
+    pool.serve(Listening(), answers, spec, available, hardware)
 
 
-def raises(tasks, answers, spec, available):
+def raises(tasks, answers, spec, available, hardware):
     raise RuntimeError("no model")
 
 
-def sleeps(tasks, answers, spec, available):
+def sleeps(tasks, answers, spec, available, hardware):
     time.sleep(600)
 
 

@@ -20,6 +20,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "batch norm per step": {},
     "dropout, average pooling": {"net": {"dropout": 0.25, "pooling": "avg"}},
     "amp-bf16": {"precision": "amp-bf16"},
+    "amp-fp16, clipped": {"precision": "amp-fp16", "recipe": Recipe(optimizer="sgd", lr=0.001, clip_grad_norm=1.0)},
     "adamw, clipped": {"recipe": Recipe(optimizer="adamw", lr=0.001, clip_grad_norm=1.0)},
     "soft reset, plif": {"net": {"v_reset": "soft", "neuron": "plif"}},
 }
@@ -55,6 +56,14 @@ def merged(split: Split) -> dict[str, int]:
 def test_normalisation_modes(norm: str) -> None:
     spec = make_spec("bptt", net={"norm": norm})
     assert predict(predicted(spec))[0].peak_live_bytes == measure(supported(spec))[0].peak_live_bytes
+
+
+@pytest.mark.parametrize("name", ["bptt", "checkpoint-compress", "streamed", "sltt"])
+def test_a_gradient_scaler_looks_at_no_value(name: str) -> None:
+    spec = make_spec(name, precision="amp-fp16")
+    block, _, trainer = measure(supported(spec))
+    assert trainer.loss.scaler is not None
+    assert predict(predicted(spec), trainer.method.plan())[0].peak_live_bytes == block.peak_live_bytes
 
 
 def test_a_prediction_says_what_it_did_not_measure() -> None:

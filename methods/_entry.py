@@ -36,6 +36,28 @@ class Memories:
             memories.update({name: _shallow(value) for name, value in values.items()})
 
 
+class Buffers:
+    """Buffers of a module as they are now, but for running statistics, which one run only updates."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._values = [
+            (m._buffers, name, buffer, buffer._version, buffer.clone())
+            for m in module.modules()
+            if not isinstance(m, _NormBase)
+            for name, buffer in m._buffers.items()
+            if buffer is not None
+        ]
+
+    def settle(self) -> None:
+        """After the first run: forget what it did not change."""
+        self._values = [b for b in self._values if b[2]._version != b[3] or b[0].get(b[1]) is not b[2]]
+
+    def load(self) -> None:
+        """Put copies of them in place."""
+        for table, name, _, _, value in self._values:
+            table[name] = value.clone()
+
+
 class Entry:
     """A module's state as it is now, just before its forward.
 
@@ -47,13 +69,7 @@ class Entry:
     def __init__(self, module: nn.Module, x: Tensor) -> None:
         self._module, self._device = module, x.device
         self._memories = Memories(module)
-        self._buffers = [
-            (m._buffers, name, buffer, buffer._version, buffer.clone())
-            for m in module.modules()
-            if not isinstance(m, _NormBase)
-            for name, buffer in m._buffers.items()
-            if buffer is not None
-        ]
+        self._buffers = Buffers(module)
         # Comparing states finds out exactly who draws: the CPU's takes 5 KB and a few microseconds.
         self._random = {} if isinstance(x, FakeTensor) else _random_states(x.device)
         self._amp = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
@@ -66,7 +82,7 @@ class Entry:
     def settle(self) -> None:
         """After the first run: put memories back, and forget what the run did not change."""
         self._memories.load()
-        self._buffers = [b for b in self._buffers if b[2]._version != b[3] or b[0][b[1]] is not b[2]]
+        self._buffers.settle()
         if self._random:
             now = _random_states(self._device)
             self._random = {key: old for key, old in self._random.items() if not torch.equal(old, now[key])}
@@ -76,8 +92,7 @@ class Entry:
         """Everything as it was at entry; afterwards as it was before, as if the module had not run."""
         with _traceless(self._module), self.autocast():
             self._memories.load()
-            for table, name, _, _, value in self._buffers:
-                table[name] = value.clone()
+            self._buffers.load()
             for module in self._module.modules():
                 if isinstance(module, _NormBase) and module.training:
                     module.track_running_stats = False

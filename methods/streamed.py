@@ -22,9 +22,9 @@ batch; **every pack of what a kernel did not make binary itself verifies itself*
 redoes the forward.
 
 Needs from the model: as :mod:`methods.checkpoint`. Stages are taken apart by ``torch.fx``
-(:mod:`methods.streaming.parse`): what is no convolution or linear layer with a fusable neuron, nor a sum of two values,
-nor attention between spiking layers (:mod:`methods.streaming.functions`), runs as a checkpointed piece with packed
-input (dropout too: its masks are drawn once for the whole batch); the plan names these pieces and says why.
+(:mod:`methods.streaming.parse`): what is no convolution or linear layer with a fusable neuron or a normalisation, nor a
+sum of two values, nor attention between spiking layers (:mod:`methods.streaming.functions`), runs as a checkpointed piece
+with packed input (dropout too: its masks are drawn once for the whole batch); the plan names these pieces and says why.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import field_validator
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor
 
 from harness.contracts import Loss, Method, Options, StagedModel, StepOutput, Unsupported
 from methods._entry import Memories
@@ -62,11 +62,12 @@ class StreamedOptions(Options):
 
     budget: str = "min"
 
-    @field_validator("budget")
+    @field_validator("budget", mode="before")
     @classmethod
-    def _readable(cls, value: str) -> str:
-        Budget.of(value)
-        return value
+    def _readable(cls, value: object) -> str:
+        text = str(value).strip()  # a bare number is one of bytes
+        Budget.of(text)
+        return text.lower() if text.lower() == "min" else text
 
 
 class Streamed(Method):
@@ -99,8 +100,9 @@ class Streamed(Method):
         """Choose how every layer runs; nothing is rewritten: state_dict keys stay as they are.
 
         Raises:
-            Unsupported: no plan meets the budget; the message has the smallest possible.
-            ValueError: a replayed plan belongs to a model of another structure, or a forward depends on values.
+            Unsupported: no plan meets the budget, and the message has the smallest possible; or a forward depends on
+                values.
+            ValueError: a replayed plan belongs to a model of another structure.
         """
         self._device = example.device
         if self._source != "replay":
@@ -159,6 +161,11 @@ class Streamed(Method):
             chosen = plan(model, x, loss, Budget.of(self.opt.budget), self._widths, autocast_of(x))
         except TooSmall as error:
             raise Unsupported(f"budget {self.opt.budget}: {error}") from error
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise Unsupported(
+                "plans on fake tensors, which have no values, and a forward of this model asks for some "
+                f"(.item(), float(x), if x.sum() > 0, ...: {error})"
+            ) from error
         self._modes, self._planned_for, self._bound = chosen.modes, autocast_of(x), None
         self._found = {
             "layers": _described(program, chosen.modes),

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from harness.contracts import Loss, StagedModel, StepOutput
-from methods._entry import Memories
+from methods._entry import Buffers, Memories
 from methods.checkpoint import Checkpoint
 
 
@@ -56,17 +56,26 @@ Contexts = tuple[contextlib.AbstractContextManager[None], contextlib.AbstractCon
 
 def _contexts(stage: nn.Module, entry: Memories) -> Contexts:
     """What torch runs the forward and the recompute in."""
-    return contextlib.nullcontext(), _unnoticed(stage, entry)
+    buffers = Buffers(stage)
+    return _settling(buffers), _unnoticed(stage, entry, buffers)
 
 
 @contextlib.contextmanager
-def _unnoticed(stage: nn.Module, entry: Memories) -> Iterator[None]:
-    """From the memories at entry, on copies of the buffers; torch ends a recompute early, by an exception."""
+def _settling(buffers: Buffers) -> Iterator[None]:
+    """The forward: what it changes is put back for the recompute (the vectors of a spectral norm)."""
+    yield
+    buffers.settle()
+
+
+@contextlib.contextmanager
+def _unnoticed(stage: nn.Module, entry: Memories, before: Buffers) -> Iterator[None]:
+    """From the memories and buffers at entry, on copies of running statistics; torch may end a recompute early."""
     left, tables = Memories(stage), [module._buffers for module in stage.modules()]
     buffers = [dict(table) for table in tables]
     entry.load()
     for table in tables:
         table.update({name: None if buffer is None else buffer.clone() for name, buffer in table.items()})
+    before.load()
     try:
         yield
     finally:

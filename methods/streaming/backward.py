@@ -61,13 +61,13 @@ class Backward:
     def _first(self, index: int, a: int, b: int, runs: bool) -> None:
         """``dz`` of a chunk into the sums, and to where the second pass finds it."""
         hold = self.mode.back == "once" and self.mode.keep == "x"
-        wait = self.mode.keep != "u" and self.mode.back != "all"
+        wait = self.unit.node is not None and self.mode.keep != "u" and self.mode.back != "all"
         if not runs:
             if hold:
                 self.saved.ys.append(torch.empty_like(self.saved.ys[0]))  # type: ignore[arg-type]
             if wait and self.dzs:
                 self.dzs.append(torch.empty_like(self.dzs[0]))  # type: ignore[arg-type]
-            if self.mode.keep == "u":  # pooling before the neuron: dz is larger than the membranes
+            if self.mode.keep == "u" and self.saved.us:  # pooling before the neuron: dz is larger than the membranes
                 self.saved.us[index] = torch.empty_like(self.saved.us[0])  # type: ignore[arg-type]
             return
         y = self._y(index, a, b)
@@ -79,7 +79,7 @@ class Backward:
         self.coupling.add(y, dz)
         if wait and not self.in_place:
             self.dzs.append(dz)
-        elif self.mode.keep == "u":
+        elif self.mode.keep == "u" and self.saved.us:
             self.saved.us[index] = dz
 
     def _second(self, index: int, a: int, b: int) -> None:
@@ -118,6 +118,9 @@ class Backward:
 
     def _waiting(self, index: int, a: int, b: int, y: Tensor) -> Tensor:
         """``dz`` of a chunk for the second pass, contiguous and free to be used up."""
+        if self.unit.neuron is None:
+            grad = self.grad[:, a:b]
+            return grad if self.owned and grad.dtype == y.dtype else grad.to(y.dtype, copy=True)
         if self.unit.coupled:
             if self.mode.keep == "u":
                 dz = self.saved.us[index]
@@ -134,6 +137,8 @@ class Backward:
     def _dz(self, index: int, a: int, b: int, y: Tensor, place: Tensor | None, count: bool = True) -> Tensor:
         """Gradient of the normalised convolution output, into ``place`` or memory of its own."""
         unit, saved = self.unit, self.saved
+        if unit.neuron is None:
+            return self.grad[:, a:b].to(y.dtype)
         v0 = unit.initial(saved.v0, a, b)
         z: Tensor | None = None
         given, affine = y, self.affine

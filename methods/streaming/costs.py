@@ -28,7 +28,7 @@ from methods.streaming.ops import Gradients
 from methods.streaming.parse import Program, Step
 from methods.streaming.rows import Rows
 from methods.streaming.run import Gradient, Kept, Plan, Trace, Widths, trained
-from methods.streaming.unit import Mode, Unit
+from methods.streaming.unit import Back, Mode, Unit
 
 FORWARD_PASSES, BACKWARD_PASSES = 10, 20
 """Reads and writes of a layer's output in one pass of normalisation and neuron: counted in :mod:`methods.kernels`."""
@@ -67,6 +67,11 @@ def modes_of(step: Step, batch: int) -> list[Mode]:
     counts = sorted({*(4**k for k in range(10) if 4**k < batch), batch} - ({1} if batch >= 4 else set()))
     found = []
     for chunks in counts:
+        if step.unit.node is None:
+            backs: tuple[Back, ...] = ("once", "all") if step.unit.coupled else ("all",)
+            found += [Mode(chunks, "x", convs, back) for convs in (1, 3) for back in backs]
+            found.append(Mode(chunks, "y", 1, "all"))
+            continue
         if step.unit.coupled:
             found += [Mode(chunks, "x", convs, back) for convs in (1, 3) for back in ("once", "twice", "all")]
             found += [Mode(chunks, "y", 1, back) for back in ("twice", "all")]
@@ -323,6 +328,8 @@ def _again(unit: Unit, given: Value, out: Value, mode: Mode) -> tuple[float, flo
 
 def _neurons(unit: Unit, mode: Mode) -> tuple[int, int]:
     """How often a mode runs the neuron's forward, and its backward, again."""
+    if unit.node is None:
+        return 0, 0
     neuron = (0 if mode.keep == "u" else 1) + (1 if mode.back == "all" and unit.coupled else 0)
     return neuron, 1 if mode.back == "all" and unit.coupled and mode.keep != "u" else 0
 

@@ -31,7 +31,7 @@ class Forward:
     def __init__(self, unit: Unit, x: Rows, mode: Mode, width: int, amp: torch.dtype | None) -> None:
         self.unit, self.x, self.mode, self.width = unit, x, mode, width
         q = unit.node.w.detach().sigmoid() if hasattr(unit.node, "w") else None
-        self.saved = Saved(q=q, v0=unit.node.v, amp=amp)
+        self.saved = Saved(q=q, v0=0.0 if unit.node is None else unit.node.v, amp=amp)
         self.bound = None if unit.op is None else unit.op.bound(amp)
         self.out: Rows | None = None
 
@@ -48,7 +48,7 @@ class Forward:
                 affine = self._affine()
             if runs:
                 self._fire(index, a, b, y, affine)
-            elif mode.keep == "u":
+            elif mode.keep == "u" and unit.node is not None:
                 saved.us.append(torch.empty_like(saved.us[0]))  # type: ignore[arg-type]
             if mode.keep == "x" and saved.ys:
                 saved.ys[index] = None
@@ -113,6 +113,12 @@ class Forward:
 
     def _fire(self, index: int, a: int, b: int, y: Tensor, affine: Affine | None) -> None:
         unit, saved = self.unit, self.saved
+        if unit.neuron is None:
+            assert affine is not None
+            out = self._room(y.shape, y.dtype)
+            for t in lif_stream.steps(y):
+                affine.into(y, t, out.payload[t, a:b])
+            return
         y, u, affine = before_neuron(unit, y, affine, ours=self.mode.keep == "x")
         v0 = unit.initial(saved.v0, a, b)
         if unit.post:

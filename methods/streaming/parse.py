@@ -3,10 +3,11 @@
 Stages are taken apart into their children, and blocks through ``torch.fx``, whatever class they have: a residual block
 of SEW-ResNet and one that a user wrote are the same graph. In the graph, the longest chains ``function? - pooling or
 views* - convolution or linear - batch normalisation? - pooling* - neuron - max pooling*`` become units
-(:mod:`methods.streaming.unit`), sums of two values become additions; everything else is opaque and runs as one
-checkpointed piece. A function is what stands between modules (:mod:`methods.streaming.functions`): with it, spiking
-self-attention ``neuron(scale (v k^T) q)`` and Q-K attention are units like others, of one or more values; values in
-another shape (tokens) cost nothing. A stage in which a stateful module runs twice is opaque as a whole.
+(:mod:`methods.streaming.unit`), as does ``convolution or linear - batch normalisation`` without a neuron behind it;
+sums of two values become additions; everything else is opaque and runs as one checkpointed piece. A function is what
+stands between modules (:mod:`methods.streaming.functions`): with it, spiking self-attention
+``neuron(scale (v k^T) q)`` and Q-K attention are units like others, of one or more values; values in another shape
+(tokens) cost nothing. A stage in which a stateful module runs twice is opaque as a whole.
 """
 
 from __future__ import annotations
@@ -158,6 +159,7 @@ class _Fuser:
         norm: Norm | None = None
         node: Any = None
         members: list[int] = []
+        normed = 0
         views: tuple[View, ...] = ()
         for place, part in self._follow(index):
             module = part.module
@@ -190,6 +192,9 @@ class _Fuser:
             else:
                 break
             members.append(place)
+            normed = normed or (len(members) if norm is not None else 0)
+        if node is None and op is not None and normed:
+            return Unit(pre, op, norm, [], None, None, []), members[:normed], ()
         if members and node is not None and (post or mid) and any(i + 1 in self._asked for i in members[:-1]):
             return None
         return None if node is None else (Unit(pre, op, norm, mid, node, constants(node), post), members, views)

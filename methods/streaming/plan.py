@@ -66,13 +66,13 @@ class Budget:
         Raises:
             ValueError: neither of them.
         """
-        if text == "min":
+        if text.lower() == "min":
             return cls()
         match = _BUDGET.fullmatch(text)
         if match and match[2] in ("x", "X") and float(match[1]) > 0:
             return cls(fraction=float(match[1]))
-        if match and match[2].upper() in _UNITS and float(match[1]) > 0:
-            return cls(bytes=int(float(match[1]) * _UNITS[match[2].upper()]))
+        if match and match[2].upper() in _UNITS and (size := int(float(match[1]) * _UNITS[match[2].upper()])) > 0:
+            return cls(bytes=size)
         units = "B, KB, MB, GB, KiB, MiB or GiB"
         raise ValueError(
             f"budget {text!r}: give 'min', a part of BPTT's peak as in '0.5x', or bytes as in '8GiB' ({units})"
@@ -112,7 +112,7 @@ def rule_widths(program: Program) -> Widths:
     for step in program.steps:
         given = [bounds[value] for value in step.inputs]
         if step.kind == "unit":
-            bounds[step.out] = 1
+            bounds[step.out] = float("inf") if step.unit is None or step.unit.node is None else 1
         elif step.kind == "add":
             bounds[step.out] = None if None in given else sum(given)  # type: ignore[arg-type]
         else:
@@ -135,7 +135,8 @@ def plan(model: StagedModel, x: Tensor, loss: Loss, budget: Budget, widths: Widt
 
     Raises:
         TooSmall: no plan meets the budget.
-        ValueError: a forward depends on values.
+        DataDependentOutputException: a forward depends on values.
+        DynamicOutputShapeException: a shape does.
     """
     key = profile.structure(model), profile.meta_of(x), loss.kind, repr(loss.criterion), budget, tuple(widths), amp
     if key not in _PLANS:

@@ -18,6 +18,9 @@ Backward, with the incoming gradient ``g``::
 instead, ``back="once"`` keeps ``y`` from the first pass for the second. Without batch statistics there is no first
 pass. Where ``grad_x`` has the shape of ``g`` it takes its memory: a chunk of ``g`` is not needed once it was read.
 
+Without a neuron (the branches of MS-ResNet and of spiking ResNets end in a normalisation) the output is ``z`` itself,
+unpacked, and ``dz`` is ``g``.
+
 Under fake tensors, which have no values, two chunks stand for all of their length: the bytes are the same.
 """
 
@@ -89,8 +92,8 @@ class Unit:
         op: the weights; None for a neuron alone.
         norm: the normalisation, if any.
         mid: parameter-free modules between normalisation and neuron.
-        node: the neuron layer.
-        neuron: its constants.
+        node: the neuron layer; None where the normalised output itself is added to something.
+        neuron: its constants; None without a neuron.
         post: pooling after the neuron.
     """
 
@@ -99,7 +102,7 @@ class Unit:
     norm: Norm | None
     mid: list[Leaf]
     node: Any
-    neuron: Neuron
+    neuron: Neuron | None
     post: list[Leaf]
 
     @property
@@ -111,7 +114,7 @@ class Unit:
         """All, in order."""
         own = [None if self.op is None else self.op.module, None if self.norm is None else self.norm.module]
         leaves = [leaf.module for leaf in (*self.pre, *self.mid, *self.post)]
-        return [*leaves, *(module for module in own if module is not None), self.node]
+        return [*leaves, *(module for module in (*own, self.node) if module is not None)]
 
     def initial(self, v0: Any, a: int, b: int) -> Any:
         """The initial membrane of samples ``a:b``."""

@@ -102,7 +102,7 @@ def test_other_buffers_are_updated_once_and_recomputed_from_their_old_value(meth
 
 def test_only_changed_buffers_are_kept():
     model = build(middle=lambda c: Power(False))
-    kept = [[name for _, name, *_ in entry._buffers] for entry in entries(model, batch()[0])]
+    kept = [[name for _, name, *_ in entry._buffers._values] for entry in entries(model, batch()[0])]
     assert kept == [[], ["u"], [], []]
 
 

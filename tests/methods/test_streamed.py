@@ -56,6 +56,30 @@ class SEW(nn.Module):
         return self.body(x) + self.shortcut(x)
 
 
+class Membranes(nn.Module):
+    """A block of MS-ResNet: neurons come first, branches end with a normalisation, what is added are currents.
+
+    Args:
+        channels: of its input.
+        norm: makes the normalisation.
+        frozen: the shortcut's normalisation takes its running statistics.
+    """
+
+    def __init__(self, channels: int, norm: Any = over_time, frozen: bool = False) -> None:
+        super().__init__()
+        self.body = nn.Sequential(lif()(), _branch(channels, norm), lif()(), _branch(channels, norm))
+        self.shortcut = frozen_norm(channels)[:2] if frozen else _branch(channels, norm)
+        self.pool = layer.AvgPool2d(3, 1, 1, step_mode="m")
+
+    def forward(self, x: Tensor) -> Tensor:
+        currents = self.shortcut(x)
+        return self.pool(self.body(currents)) + currents
+
+
+def _branch(channels: int, norm: Any) -> nn.Sequential:
+    return nn.Sequential(layer.Conv2d(channels, channels, 3, padding=1, step_mode="m"), norm(channels))
+
+
 def grouped(channels: int) -> nn.Sequential:
     weight = layer.Conv2d(channels, channels, 3, padding=2, dilation=2, groups=2, bias=True, step_mode="m")
     return nn.Sequential(weight, over_time(channels), lif()())
@@ -98,6 +122,9 @@ NETS: dict[str, Any] = {
         middle=lambda c: nn.Sequential(AddBlock(c, lif(), over_time), AddBlock(c, lif(), per_step))
     ),
     "sew": lambda: build(middle=lambda c: nn.Sequential(SEW(c), SEW(c))),
+    "membranes": lambda: build(middle=lambda c: nn.Sequential(Membranes(c), Membranes(c))),
+    "membranes-per-step": lambda: build(middle=lambda c: Membranes(c, per_step)),
+    "membranes-frozen": lambda: build(middle=lambda c: nn.Sequential(Membranes(c, frozen=True), lif()())),
     "grouped": lambda: build(middle=grouped),
     "container": lambda: build(middle=ann),
     "linear": lambda: build(middle=linear),
@@ -153,7 +180,7 @@ def test_gradient_is_that_of_bptt_in_every_mode(net, mode):
     assert compare(NETS[net], torch.float64, lambda model: forced(model, MODES[mode])) <= 1e-10
 
 
-@pytest.mark.parametrize("net", ["lif", "plif", "sew", "per-step", "container", "no-norm"])
+@pytest.mark.parametrize("net", ["lif", "plif", "sew", "per-step", "container", "no-norm", "membranes"])
 @pytest.mark.parametrize("mode", ["twice", "all"])
 def test_float32(net, mode):
     assert compare(NETS[net], torch.float32, lambda model: forced(model, MODES[mode])) <= 1e-5
@@ -166,17 +193,18 @@ def test_every_surrogate(kind):
     assert compare(net, torch.float64, lambda model: forced(model, MODES["twice"])) <= 1e-10
 
 
-@pytest.mark.parametrize("net", ["lif", "sew", "plif"])
+@pytest.mark.parametrize("net", ["lif", "sew", "plif", "membranes"])
 def test_planned_for_the_smallest_budget(net):
     assert compare(NETS[net], torch.float64, lambda model: streamed()) <= 1e-10
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(dtype):
+@pytest.mark.parametrize("net", ["plif", "membranes"])
+def test_autocast(dtype, net):
     x, y = batch()
     steps = []
     for kind in (BPTT(), streamed()):
-        model = prepared(kind, build(plif()), x)
+        model = prepared(kind, NETS[net](), x)
         with torch.autocast("cpu", dtype=dtype):
             steps.append(run(kind, model, x, y))
     assert torch.allclose(steps[1].out.logits.float(), steps[0].out.logits.float(), atol=5e-2)
@@ -209,6 +237,14 @@ def test_layers_blocks_and_opaque_pieces_are_told_apart():
     assert "QIFNode is not LIFNode" in plan["fallback"]["stages.1.2"]
     assert list(plan["fallback"]) == ["stages.1.2", "stages.1.3"]
     assert json.loads(json.dumps(plan)) == plan
+
+
+def test_a_normalisation_without_a_neuron_behind_it_ends_a_layer():
+    program = parse(build(middle=Membranes))
+    assert [step.kind for step in program.steps] == ["unit"] * 5 + ["call", "add", "unit"]
+    assert [step.unit.node is None for step in program.steps if step.unit is not None] == [
+        False, True, False, False, True, False,
+    ]  # fmt: skip
 
 
 def test_a_neuron_that_runs_twice_makes_its_stage_opaque():
@@ -274,7 +310,7 @@ def test_values_that_no_rule_knows_are_measured_and_widened():
     assert (plan["redone_steps"], plan["width_source"]) == (1, "measured")
 
 
-@pytest.mark.parametrize("net", ["lif", "sew", "dropout", "container", "no-norm"])
+@pytest.mark.parametrize("net", ["lif", "sew", "membranes", "dropout", "container", "no-norm"])
 @pytest.mark.parametrize("budget", ["min", "0.7x"])
 def test_fake_tensors_cost_the_same_bytes(net, budget):
     x, y = batch(4, 8)
@@ -306,8 +342,12 @@ def test_replay_takes_a_real_runs_plan():
 
 def test_budgets_are_read_and_refused():
     x, _ = batch()
-    with pytest.raises(ValueError, match="give 'min', a part of BPTT's peak"):
-        StreamedOptions(budget="half")
+    for wrong in ("half", "50%", 0.5, "0x", "-1GiB", "", None, True):
+        with pytest.raises(ValueError, match="give 'min', a part of BPTT's peak"):
+            StreamedOptions(budget=wrong)
+    assert [StreamedOptions(budget=right).budget for right in (" MIN", 4096, "0.5X", "8 GiB")] == [
+        "min", "4096", "0.5X", "8 GiB",
+    ]  # fmt: skip
     method = streamed("10kB")
     with pytest.raises(Unsupported, match="below the smallest peak of this model"):
         method.prepare(build().train(), x, run.__globals__["loss"]())

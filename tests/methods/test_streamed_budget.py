@@ -19,7 +19,7 @@ from methods.streaming.plan import SLACK, TOLERANCE, Budget, TooSmall, _Planner,
 from methods.streaming.unit import Mode, chunks_of
 from tests.methods.nets import batch, build, conv, lif, loss, over_time, plif
 from tests.methods.test_memory import track
-from tests.methods.test_streamed import SEW, streamed
+from tests.methods.test_streamed import SEW, Membranes, streamed
 
 PLAIN = (False, torch.bfloat16)
 
@@ -50,9 +50,9 @@ class Planned:
             return sum(self.planner._costs.cost(index, mode).work for index, mode in enumerate(modes))
 
 
-@pytest.fixture(scope="module")
-def planned() -> Planned:
-    return Planned(net())
+@pytest.fixture(scope="module", params=["layers", "membranes"])
+def planned(request) -> Planned:
+    return Planned(net() if request.param == "layers" else build(plif(), middle=Membranes).train())
 
 
 @settings(max_examples=6, deadline=None, derandomize=True)

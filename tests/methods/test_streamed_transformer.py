@@ -139,7 +139,7 @@ BLOCKS: dict[str, Any] = {
     "stem": Stem,
     "driven": driven,
 }
-OPAQUE = {"separate": ["Dropout"], "stem": ["Upsample"], "driven": ["a", "Conv2d", "BatchNorm2d"]}
+OPAQUE = {"separate": ["Dropout"], "stem": ["Upsample"]}
 
 
 def difference_on(net: Any, size: int, make: Any, dtype: torch.dtype = torch.float64) -> float:

@@ -208,7 +208,8 @@ class _Work(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if func._overloadpacket in flop_registry:
             self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
-        if not func.is_view:
+        # a fake tensor's device is asked for by an operator, which reads no value
+        if not func.is_view and func._overloadpacket is not torch.ops.prim.device:
             self.bytes += sum(_size(value) for value in tree_leaves((args, kwargs, out)))
         return out
 

@@ -25,6 +25,8 @@ from reports.sections import Section, figure_sections
 from reports.tables import COLUMNS, Table, method_table
 
 BACKTICKS = re.compile(r"`([^`]+)`")
+MANY_TABLES = 20
+"""Above it the curves come before the tables (our choice: nobody scrolls past more to find them)."""
 
 
 @dataclass(frozen=True)
@@ -89,19 +91,22 @@ def sections(suite: Suite) -> list[Section]:
     items, labels = suite.items, suite.labels
     grids = [method_grid(i, table, suite.headings, suite.about) for i, table in enumerate(suite.tables)]
     fresh = [item for item in items if not item.stale]
-    return [
-        Section("short", "In short", "Which method wins what: every row is read off one comparison, the one with most "
-                "methods in it; numbers of different comparisons are not pooled. Other networks, sizes and machines may "
-                "answer differently: the tables below have them all, `snnbench plan` and `snnbench bench` answer "
-                "for your own.",
-                [short.short(suite.tables, suite.headings)], empty="No comparison has three methods that ended well."),
-        Section("comparison", "Comparison", grids=grids, empty="There are no records."),
+    comparison = Section("comparison", "Comparison", grids=grids, empty="There are no records.")
+    answers = [
         claim_section(suite),
         *figure_sections(Scene(suite.tables, suite.headings)),
         Section("fits", "What fits", "The largest T, and the largest batch, whose training step has a peak of at most "
                 "8, 24 and 80 GiB: interpolated linearly between the sizes of this page. The ledger's bytes leave out "
                 "the CUDA context, workspaces and fragmentation.", [fits.fits(suite.tables, suite.headings)],
                 empty="No method has peaks at three or more sizes."),
+    ]  # fmt: skip
+    return [
+        Section("short", "In short", "Which method wins what: every row is read off one comparison, the one with most "
+                "methods in it; numbers of different comparisons are not pooled. Other networks, sizes and machines may "
+                "answer differently: the tables below have them all, `snnbench plan` and `snnbench bench` answer "
+                "for your own.",
+                [short.short(suite.tables, suite.headings)], empty="No comparison has three methods that ended well."),
+        *([comparison, *answers] if len(grids) <= MANY_TABLES else [*answers, comparison]),
         Section("failures", "Failures", "Failures are results: every cell that did not end well, with the phase and "
                 "the reason. None is re-run unless asked.", [failures.failures(items, labels)],
                 empty="Every cell ended well."),

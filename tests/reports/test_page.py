@@ -9,7 +9,7 @@ import pytest
 
 from reports.about import About
 from reports.cells import DASH
-from reports.page import Suite, environment, render
+from reports.page import Suite, environment, render, sections
 from tests.reports import builders as b
 
 LOADING = {"src", "srcset", "poster", "data", "action", "formaction", "background", "manifest", "ping"}
@@ -153,3 +153,14 @@ def test_what_is_in_backticks_is_code_and_stays_escaped(page):
     assert "`" not in text
     words = environment({}).filters["words"]
     assert words("run `a <b>` & go") == "run <code>a &lt;b&gt;</code> &amp; go"
+
+
+@pytest.mark.parametrize("many", [1, 2])
+def test_curves_come_before_the_tables_where_there_are_many(many, tmp_path, monkeypatch):
+    monkeypatch.setattr("reports.page.MANY_TABLES", many)
+    suite = Suite("many", b.items(b.suite(steps=(4,), seeds=(0,)), tmp_path), 0, About("t"))
+    assert len(suite.tables) == 2
+    ids = [section.id for section in sections(suite)]
+    assert (ids.index("fits") < ids.index("comparison")) == (many == 1)
+    assert ids[0] == "short"
+    assert ids[-1] == "provenance"

@@ -5,7 +5,12 @@ Imports only. A convolution or matrix product here would start OpenMP threads, a
 
 import gc
 import importlib
+import signal
 from contextlib import suppress
+
+if signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+    # This is the server, in which Ctrl-C is blocked; an import that starts a resource tracker would unblock it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 from harness import worker
 

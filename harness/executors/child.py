@@ -40,7 +40,9 @@ def guard() -> None:
     server, not the parent, is this process's parent for the kernel: nothing else tells of the parent's death.
     """
     os.setsid()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # was blocked where the server started
+    # blocked since the server's start; what has come since is the parent's to deal with, as what comes
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_die_with_parent, daemon=True, name="parent-watch").start()
 
 

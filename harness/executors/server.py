@@ -268,20 +268,24 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _deaf_to_ctrl_c() -> Iterator[None]:
-    """What starts inside ignores SIGINT, as the server does later by itself: Ctrl-C is for the parent to deal with.
+    """What starts inside does not get SIGINT, and the server ignores it later by itself: the parent deals with Ctrl-C.
 
-    The parent deals with it at the end: a signal that is blocked waits, one that is only ignored would be lost.
+    The parent deals with it at the end: half a start is none, and a signal that it ignored would be lost.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    struck = list[int]()
+    # not blocked alone: any other thread of this process would take the signal
+    before = signal.signal(signal.SIGINT, lambda number, _: struck.append(number))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what starts here inherits it
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, before)
+        if struck:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

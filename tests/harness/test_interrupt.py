@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 
@@ -19,7 +20,7 @@ from harness.run.interrupt import Interrupt, StoppedError
 def test_a_signal_is_noted_and_wakes_who_waits(number: signal.Signals) -> None:
     with Interrupt() as interrupt:
         interrupt.check()
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert wait([interrupt.reader], timeout=10) == [interrupt.reader]
         with pytest.raises(StoppedError):
             interrupt.check()
@@ -27,15 +28,15 @@ def test_a_signal_is_noted_and_wakes_who_waits(number: signal.Signals) -> None:
 
 def test_a_second_signal_acts_at_once() -> None:
     with Interrupt():
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_long_wait_is_left_at_the_first_signal() -> None:
     with Interrupt() as interrupt:
         with pytest.raises(StoppedError), interrupt.at_once():
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         assert interrupt.requested
         with pytest.raises(StoppedError), interrupt.at_once():
             pytest.fail("it waits although a stop was asked for before")
@@ -50,7 +51,7 @@ def test_handlers_come_back() -> None:
 
 def test_ctrl_c_while_the_server_is_being_started_comes_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Regression: it was lost, because what starts there has to ignore it."""
-    real, started = forkserver.ensure_running, list[bool]()
+    real, started, done = forkserver.ensure_running, list[bool](), threading.Event()
 
     def struck() -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -58,6 +59,9 @@ def test_ctrl_c_while_the_server_is_being_started_comes_after_it(monkeypatch: py
         started.append(True)
 
     monkeypatch.setattr(forkserver, "ensure_running", struck)
+    others = [threading.Thread(target=done.wait) for _ in range(3)]  # each of them would take the signal
+    for thread in others:
+        thread.start()
     server = ForkServer(("harness.executors.child",))
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -65,7 +69,9 @@ def test_ctrl_c_while_the_server_is_being_started_comes_after_it(monkeypatch: py
         assert started, "the signal struck the start itself"
         monkeypatch.undo()
         assert server.call("signal:pthread_sigmask", signal.SIG_BLOCK, []) == set(), "a cell has SIGINT blocked"
+        assert server.call("signal:getsignal", signal.SIGINT) == signal.SIG_IGN
     finally:
+        done.set()
         server.stop()
 
 

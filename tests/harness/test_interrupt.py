@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 
@@ -55,6 +56,7 @@ def test_ctrl_c_while_the_server_is_being_started_comes_after_it(monkeypatch: py
 
     def struck() -> None:
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)  # whichever thread takes it has it now
         real()
         started.append(True)
 

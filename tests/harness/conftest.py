@@ -6,7 +6,7 @@ import pytest
 
 from harness import registry
 
-FAST = ("bptt", "checkpoint", "checkpoint-compress", "sltt")
+FAST = ("bptt", "checkpoint-compress", "sltt")
 """Methods that every run tests; the others' share of these tests is marked slow (``tox -e slow``)."""
 
 
